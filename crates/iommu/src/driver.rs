@@ -1,0 +1,214 @@
+use std::any::Any;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use host::Fault;
+use uapi::Plain;
+
+use crate::{Device, Domain, Error, NestedDomain, PageRequest, PageResponse, PagingDomain};
+
+/// What a driver states that its hardware does for a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Capability {
+    /// DMA is cache coherent; without it user space cannot use the device.
+    CacheCoherency,
+    /// DMA can be forced to snoop.
+    EnforceCacheCoherency,
+    /// Paging domains can track dirty pages.
+    DirtyTracking,
+    /// The device's translation requests (ATS) are honoured.
+    PciAts,
+}
+
+/// The part of a device's traffic that a domain is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// Requests without a PASID.
+    Rid,
+    /// Requests with this PASID.
+    Pasid(u32),
+}
+
+bitflags::bitflags! {
+    /// What a paging domain must be fit for.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct PagingFlags: u32 {
+        /// To be the stage 2 of nested domains.
+        const NEST_PARENT = 1 << 0;
+        /// Only devices whose dirty pages can be tracked may attach.
+        const DIRTY_TRACKING = 1 << 1;
+        /// To be attached beside PASIDs.
+        const PASID = 1 << 2;
+    }
+}
+
+/// Why a device's IOVAs are reserved: `enum iommu_resv_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReservedKind {
+    /// Firmware needs it mapped one to one at all times.
+    Direct,
+    /// Firmware needed it one to one while it ran.
+    DirectRelaxable,
+    /// Never reaches the IOMMU.
+    Reserved,
+    /// The hardware's MSI doorbell, not translated.
+    Msi,
+    /// A window for doorbells that software maps.
+    SwMsi,
+}
+
+/// IOVAs that a device cannot use for memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReservedRegion {
+    /// The IOVAs, inclusive.
+    pub range: RangeInclusive<u64>,
+    /// Why.
+    pub kind: ReservedKind,
+}
+
+/// What `IOMMU_GET_HW_INFO` answers for the driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HwInfo {
+    /// `enum iommu_hw_info_type`.
+    pub data_type: u32,
+    /// The type's struct.
+    pub data: Vec<u8>,
+}
+
+/// The driver of one kind of IOMMU hardware.
+///
+/// Every method gets a device that the driver itself put in place.
+pub trait Driver: Any + Send + Sync {
+    /// Whether the hardware does this for the device. A driver claims only what
+    /// the conformance suites prove.
+    fn capable(&self, device: &Device, capability: Capability) -> bool;
+
+    /// IOVAs that the device cannot use for memory.
+    fn reserved_regions(&self, device: &Device) -> Vec<ReservedRegion> {
+        let _ = device;
+        Vec::new()
+    }
+
+    /// How many PASIDs the device can use; 0 is none.
+    fn max_pasids(&self, device: &Device) -> u32 {
+        let _ = device;
+        0
+    }
+
+    /// Describes the hardware in the type that is asked for; 0 asks for the
+    /// driver's own.
+    fn hw_info(&self, device: &Device, data_type: u32) -> Result<HwInfo, Error>;
+
+    /// Makes an empty paging domain that suits the device.
+    fn alloc_paging(
+        &self,
+        device: &Device,
+        flags: PagingFlags,
+        data: Option<&UserData>,
+    ) -> Result<Arc<dyn PagingDomain>, Error>;
+
+    /// Makes a nested domain from user space's description of a stage 1. The
+    /// parent is kept inside.
+    fn alloc_nested(
+        &self,
+        device: &Device,
+        parent: &Arc<dyn PagingDomain>,
+        data: &UserData,
+    ) -> Result<Arc<dyn NestedDomain>, Error> {
+        let _ = (device, parent, data);
+        Err(Error::Unsupported("nested domains"))
+    }
+
+    /// Moves the device's traffic from `old` to `new`. Traffic never sees
+    /// anything but the one or the other; on error it stays with `old`.
+    fn attach(
+        &self,
+        device: &Device,
+        target: Target,
+        new: &Domain,
+        old: &Domain,
+    ) -> Result<(), Error>;
+
+    /// Aborts the device's traffic from now on; cannot fail.
+    fn block(&self, device: &Device, target: Target, old: &Domain);
+
+    /// Answers a group of page requests.
+    fn page_response(&self, device: &Device, last: &PageRequest, response: PageResponse) {
+        let _ = (device, last, response);
+    }
+}
+
+/// Driver data that user space gave with an allocation, read ahead of it.
+pub struct UserData {
+    data_type: u32,
+    len: usize,
+    bytes: Result<Vec<u8>, Fault>,
+}
+
+impl UserData {
+    /// The longest data that is read; every driver's struct is shorter.
+    pub const MAX: usize = 4096;
+
+    /// `len` bytes of the type `data_type`. `read` fills its argument from the
+    /// start of the data; what it cannot read is an error only once a driver
+    /// looks at it.
+    pub fn new(
+        data_type: u32,
+        len: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<(), Fault>,
+    ) -> Self {
+        let mut bytes = vec![0; len.min(Self::MAX)];
+        let bytes = read(&mut bytes).map(|()| bytes);
+        Self {
+            data_type,
+            len,
+            bytes,
+        }
+    }
+
+    /// The struct, if it has the type that the driver expects, is at least
+    /// `min` bytes and not longer than `T`.
+    pub fn get<T: Plain>(&self, data_type: u32, min: usize) -> Result<T, Error> {
+        if self.data_type != data_type {
+            return Err(Error::Unsupported("the type of the driver data"));
+        }
+        if self.len < min || self.len > size_of::<T>() {
+            return Err(Error::Invalid("the length of the driver data"));
+        }
+        match &self.bytes {
+            Ok(bytes) => Ok(T::from_bytes(bytes)),
+            Err(fault) => Err((*fault).into()),
+        }
+    }
+}
+
+/// Reads bytes at an offset into something that user space gave.
+pub type ReadAt<'a> = dyn Fn(u64, &mut [u8]) -> Result<(), Fault> + 'a;
+
+/// An array of driver entries in user memory, read as it is worked on.
+pub struct UserArray<'a> {
+    /// The driver's type of the entries.
+    pub data_type: u32,
+    /// Bytes from one entry to the next.
+    pub entry_len: u32,
+    /// How many entries there are.
+    pub entry_num: u32,
+    /// Reads bytes at an offset into the array.
+    pub read: &'a ReadAt<'a>,
+}
+
+impl UserArray<'_> {
+    /// Entry `index`: at least `min` bytes and not longer than `T`.
+    pub fn get<T: Plain>(&self, index: u32, min: usize) -> Result<T, Error> {
+        let len = self.entry_len as usize;
+        if len < min || len > size_of::<T>() {
+            return Err(Error::Invalid("the length of an entry"));
+        }
+        let mut entry = T::zeroed();
+        (self.read)(
+            u64::from(index) * len as u64,
+            &mut entry.as_bytes_mut()[..len],
+        )?;
+        Ok(entry)
+    }
+}

@@ -1,0 +1,81 @@
+//! The ioctl numbers: all are `_IO(';', nr)`, with no size in the command.
+
+use crate::{iommufd as i, vfio as v};
+
+/// The command for `_IO(';', nr)`.
+pub const fn io(nr: u32) -> u32 {
+    ((i::IOMMUFD_TYPE as u32) << 8) | nr
+}
+
+/// The number of a command, `_IOC_NR`.
+pub const fn nr_of(cmd: u32) -> u32 {
+    cmd & 0xff
+}
+
+const fn vfio(offset: u32) -> u32 {
+    io(v::VFIO_BASE + offset)
+}
+
+macro_rules! commands {
+    ($($name:ident = $value:expr;)+) => {
+        $(
+            #[doc = concat!("`", stringify!($name), "`.")]
+            pub const $name: u32 = $value;
+        )+
+
+        /// The name of a command, for logs.
+        pub fn name(cmd: u32) -> Option<&'static str> {
+            match cmd {
+                $($name => Some(stringify!($name)),)+
+                _ => None,
+            }
+        }
+    };
+}
+
+commands! {
+    IOMMU_DESTROY = io(i::IOMMUFD_CMD_DESTROY);
+    IOMMU_IOAS_ALLOC = io(i::IOMMUFD_CMD_IOAS_ALLOC);
+    IOMMU_IOAS_ALLOW_IOVAS = io(i::IOMMUFD_CMD_IOAS_ALLOW_IOVAS);
+    IOMMU_IOAS_COPY = io(i::IOMMUFD_CMD_IOAS_COPY);
+    IOMMU_IOAS_IOVA_RANGES = io(i::IOMMUFD_CMD_IOAS_IOVA_RANGES);
+    IOMMU_IOAS_MAP = io(i::IOMMUFD_CMD_IOAS_MAP);
+    IOMMU_IOAS_UNMAP = io(i::IOMMUFD_CMD_IOAS_UNMAP);
+    IOMMU_OPTION = io(i::IOMMUFD_CMD_OPTION);
+    IOMMU_VFIO_IOAS = io(i::IOMMUFD_CMD_VFIO_IOAS);
+    IOMMU_HWPT_ALLOC = io(i::IOMMUFD_CMD_HWPT_ALLOC);
+    IOMMU_GET_HW_INFO = io(i::IOMMUFD_CMD_GET_HW_INFO);
+    IOMMU_HWPT_SET_DIRTY_TRACKING = io(i::IOMMUFD_CMD_HWPT_SET_DIRTY_TRACKING);
+    IOMMU_HWPT_GET_DIRTY_BITMAP = io(i::IOMMUFD_CMD_HWPT_GET_DIRTY_BITMAP);
+    IOMMU_HWPT_INVALIDATE = io(i::IOMMUFD_CMD_HWPT_INVALIDATE);
+    IOMMU_FAULT_QUEUE_ALLOC = io(i::IOMMUFD_CMD_FAULT_QUEUE_ALLOC);
+    IOMMU_IOAS_MAP_FILE = io(i::IOMMUFD_CMD_IOAS_MAP_FILE);
+    IOMMU_VIOMMU_ALLOC = io(i::IOMMUFD_CMD_VIOMMU_ALLOC);
+    IOMMU_VDEVICE_ALLOC = io(i::IOMMUFD_CMD_VDEVICE_ALLOC);
+    IOMMU_IOAS_CHANGE_PROCESS = io(i::IOMMUFD_CMD_IOAS_CHANGE_PROCESS);
+    IOMMU_VEVENTQ_ALLOC = io(i::IOMMUFD_CMD_VEVENTQ_ALLOC);
+    IOMMU_HW_QUEUE_ALLOC = io(i::IOMMUFD_CMD_HW_QUEUE_ALLOC);
+    IOMMU_IOAS_NOIOMMU_GET_PA = io(0x95);
+    IOMMU_TEST_CMD = io(0xa0);
+    VFIO_GET_API_VERSION = vfio(0);
+    VFIO_CHECK_EXTENSION = vfio(1);
+    VFIO_SET_IOMMU = vfio(2);
+    VFIO_IOMMU_GET_INFO = vfio(12);
+    VFIO_IOMMU_MAP_DMA = vfio(13);
+    VFIO_IOMMU_UNMAP_DMA = vfio(14);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_ones_of_the_kernel_header() {
+        assert_eq!(IOMMU_DESTROY, 0x3b80);
+        assert_eq!(IOMMU_HW_QUEUE_ALLOC, 0x3b94);
+        assert_eq!(IOMMU_IOAS_NOIOMMU_GET_PA, 0x3b95);
+        assert_eq!(IOMMU_TEST_CMD, 0x3ba0);
+        assert_eq!(VFIO_IOMMU_MAP_DMA, 0x3b71);
+        assert_eq!(name(0x3b85), Some("IOMMU_IOAS_MAP"));
+    }
+}
