@@ -1,0 +1,364 @@
+//! The device node, and the context behind one open of it.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use host::{CharDevice, Errno, File, FileMode, PhysMemory, PhysRun, Task};
+use iommu::OwnerId;
+
+use crate::access::Access;
+use crate::device::{BoundDevice, GroupAttachments};
+use crate::fault::FaultQueue;
+use crate::hwpt::{HwptNested, HwptPaging};
+use crate::ioas::Ioas;
+use crate::ioas::pages::{Account, Mapper, PagesTable};
+use crate::objects::ObjectTable;
+use crate::{Error, Id};
+
+/// `/dev/iommu`.
+pub struct Iommufd {
+    memory: Arc<dyn PhysMemory>,
+    extension: Option<Arc<dyn Extension>>,
+    minor: u32,
+    contexts: Mutex<Vec<Weak<Context>>>,
+}
+
+/// An ioctl beside those of the uAPI, as the kernel's test build has one.
+pub trait Extension: Send + Sync {
+    /// The command it answers.
+    fn command(&self) -> u32;
+
+    /// Executes it.
+    fn ioctl(&self, context: &Arc<Context>, task: &dyn Task, arg: u64) -> Result<i32, Error>;
+}
+
+/// An object whose meaning lies outside iommufd.
+pub trait External: Any + Send + Sync {
+    /// The object was taken out of its context.
+    fn destroy(&self, context: &Context);
+}
+
+impl Iommufd {
+    /// A device node whose contexts map `memory`, with the minor device number
+    /// `minor` of the major 10 (misc).
+    pub fn new(
+        memory: Arc<dyn PhysMemory>,
+        minor: u32,
+        extension: Option<Arc<dyn Extension>>,
+    ) -> Self {
+        Self { memory, extension, minor, contexts: Mutex::default() }
+    }
+
+    /// A new context that no file refers to.
+    pub fn context(&self) -> Arc<Context> {
+        static NEXT_OWNER: AtomicU64 = AtomicU64::new(1);
+        let context = Arc::new_cyclic(|this| Context {
+            this: this.clone(),
+            owner: OwnerId(NEXT_OWNER.fetch_add(1, Ordering::Relaxed)),
+            extension: self.extension.clone(),
+            mode: self.mode(),
+            state: Mutex::new(State {
+                objects: ObjectTable::default(),
+                pages: PagesTable::new(self.memory.clone()),
+                groups: HashMap::new(),
+                vfio_ioas: None,
+                account_mm: false,
+                last_mapper: None,
+            }),
+        });
+        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        contexts.retain(|context| context.strong_count() > 0);
+        contexts.push(Arc::downgrade(&context));
+        context
+    }
+
+    /// Every run that any context has pinned, once for each mapping's pages
+    /// that pin it.
+    pub fn pinned_runs(&self, mut run: impl FnMut(PhysRun)) {
+        let contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for context in contexts.iter().filter_map(Weak::upgrade) {
+            context.lock().pages.iter().for_each(|pages| pages.pinned_runs(&mut run));
+        }
+    }
+}
+
+impl CharDevice for Iommufd {
+    fn open(&self, _task: &dyn Task) -> Result<Arc<dyn File>, Errno> {
+        Ok(self.context())
+    }
+
+    fn mode(&self) -> FileMode {
+        FileMode::CharDevice { major: 10, minor: self.minor }
+    }
+}
+
+/// What one open of `/dev/iommu` refers to.
+pub struct Context {
+    this: Weak<Self>,
+    pub(crate) owner: OwnerId,
+    extension: Option<Arc<dyn Extension>>,
+    mode: FileMode,
+    state: Mutex<State>,
+}
+
+/// Everything of a context, behind its one lock.
+pub(crate) struct State {
+    pub(crate) objects: ObjectTable<Object>,
+    pub(crate) pages: PagesTable,
+    /// What is attached, by group (its address, for as long as a device of it
+    /// is bound).
+    pub(crate) groups: HashMap<usize, GroupAttachments>,
+    /// The IOAS behind the VFIO type1 ioctls.
+    pub(crate) vfio_ioas: Option<Id>,
+    /// `IOMMU_OPTION_RLIMIT_MODE`: charge the address space, not the user.
+    pub(crate) account_mm: bool,
+    last_mapper: Option<Arc<Mapper>>,
+}
+
+/// An object of a context.
+pub(crate) enum Object {
+    Ioas(Box<Ioas>),
+    HwptPaging(HwptPaging),
+    HwptNested(HwptNested),
+    Device(BoundDevice),
+    Access(Access),
+    Fault(Arc<FaultQueue>),
+    External(Arc<dyn External>),
+}
+
+macro_rules! kinds {
+    ($($get:ident $get_mut:ident $kind:ident $ty:ty;)+) => {
+        impl State {
+            $(
+                pub(crate) fn $get(&self, id: Id) -> Result<&$ty, Error> {
+                    match self.objects.get(id) {
+                        Ok(Object::$kind(object)) => Ok(object),
+                        _ => Err(Error::NoObject(id)),
+                    }
+                }
+
+                #[allow(dead_code, reason = "not every kind changes after it is made")]
+                pub(crate) fn $get_mut(&mut self, id: Id) -> Result<&mut $ty, Error> {
+                    match self.objects.get_mut(id) {
+                        Ok(Object::$kind(object)) => Ok(object),
+                        _ => Err(Error::NoObject(id)),
+                    }
+                }
+            )+
+        }
+    };
+}
+
+kinds! {
+    ioas ioas_mut Ioas Ioas;
+    hwpt_paging hwpt_paging_mut HwptPaging HwptPaging;
+    hwpt_nested hwpt_nested_mut HwptNested HwptNested;
+    device device_mut Device BoundDevice;
+    access access_mut Access Access;
+    fault_queue fault_queue_mut Fault Arc<FaultQueue>;
+}
+
+impl State {
+    /// An IOAS together with the pages it maps.
+    pub(crate) fn ioas_and_pages(
+        &mut self,
+        id: Id,
+    ) -> Result<(&mut Ioas, &mut PagesTable), Error> {
+        match self.objects.get_mut(id) {
+            Ok(Object::Ioas(ioas)) => Ok((ioas, &mut self.pages)),
+            _ => Err(Error::NoObject(id)),
+        }
+    }
+
+    /// Who is charged for what `task` maps.
+    pub(crate) fn mapper(&mut self, task: &dyn Task) -> Arc<Mapper> {
+        let account = match (task.capable(host::Capability::IpcLock), self.account_mm) {
+            (true, _) => Account::None,
+            (false, true) => Account::Mm,
+            (false, false) => Account::User,
+        };
+        let mapper = Mapper {
+            mm: task.mm().clone(),
+            user: task.user(),
+            account,
+            memlock_limit: task.memlock_limit(),
+        };
+        match &self.last_mapper {
+            Some(last) if last.same(&mapper) => last.clone(),
+            _ => self.last_mapper.insert(Arc::new(mapper)).clone(),
+        }
+    }
+
+    /// Undoes what an object did to others. Its id is free already.
+    fn dispose(&mut self, id: Id, object: Object) {
+        match object {
+            Object::Ioas(mut ioas) => {
+                ioas.clear(&mut self.pages);
+                if self.vfio_ioas == Some(id) {
+                    self.vfio_ioas = None;
+                }
+            }
+            Object::HwptPaging(hwpt) => self.dispose_hwpt_paging(id, &hwpt),
+            Object::HwptNested(hwpt) => self.dispose_hwpt_nested(&hwpt),
+            Object::Access(access) => self.dispose_access(id, &access),
+            Object::Device(_) | Object::Fault(_) | Object::External(_) => {}
+        }
+    }
+
+    /// Gives a complete object an id that user space cannot look up yet. If
+    /// there is none the object is undone.
+    pub(crate) fn reserve(&mut self, object: Object) -> Result<Id, Error> {
+        self.objects.reserve(object).map_err(|(object, error)| {
+            self.dispose(0, object);
+            error
+        })
+    }
+
+    /// Undoes a reserved object.
+    pub(crate) fn abort(&mut self, id: Id) {
+        if let Ok(object) = self.objects.abort(id) {
+            self.dispose(id, object);
+        }
+    }
+
+    /// Destroys an object that nobody uses, other than an external one.
+    pub(crate) fn destroy_unused(&mut self, id: Id) -> Result<(), Error> {
+        let object = self.objects.remove(id)?;
+        self.dispose(id, object);
+        Ok(())
+    }
+}
+
+impl Context {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn extension(&self) -> Option<&Arc<dyn Extension>> {
+        self.extension.as_ref()
+    }
+
+    /// A counted reference to this context.
+    pub(crate) fn arc(&self) -> Result<Arc<Self>, Error> {
+        self.this.upgrade().ok_or(Error::NoDevice("the context is being closed"))
+    }
+
+    /// `IOMMU_DESTROY`.
+    pub fn destroy(&self, id: Id) -> Result<(), Error> {
+        let mut state = self.lock();
+        let object = state.objects.remove(id)?;
+        if let Object::External(object) = object {
+            drop(state);
+            object.destroy(self);
+        } else {
+            state.dispose(id, object);
+        }
+        Ok(())
+    }
+
+    /// Gives a new object an id (`reserve`), tells user space (`respond`,
+    /// without the lock), and only then makes it visible. If either fails the
+    /// object is gone.
+    pub(crate) fn publish(
+        &self,
+        reserve: impl FnOnce(&mut State) -> Result<Id, Error>,
+        respond: impl FnOnce(Id) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let id = reserve(&mut self.lock())?;
+        let result = respond(id);
+        let mut state = self.lock();
+        match result {
+            Ok(()) => state.objects.finalize(id),
+            Err(_) => state.abort(id),
+        }
+        result
+    }
+
+    /// Adds an object whose meaning lies outside iommufd.
+    pub fn add_external(&self, object: Arc<dyn External>) -> Result<Id, Error> {
+        let mut state = self.lock();
+        let id = state.reserve(Object::External(object))?;
+        state.objects.finalize(id);
+        Ok(id)
+    }
+
+    /// The external object with this id, if it is a `T`.
+    pub fn external<T: External>(&self, id: Id) -> Result<Arc<T>, Error> {
+        let object = match self.lock().objects.get(id) {
+            Ok(Object::External(object)) => object.clone(),
+            _ => return Err(Error::NoObject(id)),
+        };
+        (object as Arc<dyn Any + Send + Sync>).downcast().map_err(|_| Error::NoObject(id))
+    }
+
+    pub(crate) fn revoke_dmabuf(&self, buf: &crate::DmaBuf) {
+        let mut state = self.lock();
+        let State { objects, pages, .. } = &mut *state;
+        let is_buf = |p: &crate::ioas::pages::Pages| {
+            p.dmabuf().is_some_and(|b| std::ptr::eq(Arc::as_ptr(b), buf))
+        };
+        for (_, object) in objects.iter() {
+            if let Object::Ioas(ioas) = object {
+                ioas.unmap_from_domains(pages, is_buf);
+            }
+        }
+        pages.iter_mut().filter(|p| is_buf(p)).for_each(|p| p.revoked = true);
+    }
+
+    /// Checks what must hold between any two calls; for tests.
+    #[doc(hidden)]
+    pub fn check_invariants(&self) {
+        self.lock().check_invariants();
+    }
+
+    /// Live areas, and the bytes that they and their memory's records take.
+    #[doc(hidden)]
+    pub fn footprint(&self) -> (usize, usize) {
+        let state = self.lock();
+        let areas = state.objects.iter().filter_map(|(_, object)| match object {
+            Object::Ioas(ioas) => Some(ioas.footprint()),
+            _ => None,
+        });
+        let (count, bytes) = areas.fold((0, 0), |(n, b), (count, bytes)| (n + count, b + bytes));
+        (count, bytes + state.pages.memory_usage())
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // Leaves first, until nothing is left: the last close destroys all.
+        loop {
+            let unused: Vec<Id> = {
+                let state = self.lock();
+                let ids = state.objects.iter().map(|(id, _)| id);
+                ids.filter(|id| state.objects.users(*id) == Some(0)).collect()
+            };
+            let destroyed = unused.into_iter().filter(|id| self.destroy(*id).is_ok()).count();
+            if destroyed == 0 {
+                break;
+            }
+        }
+        debug_assert!(self.lock().objects.is_empty(), "closed with objects in use");
+    }
+}
+
+impl File for Context {
+    fn mode(&self) -> FileMode {
+        self.mode
+    }
+
+    fn ioctl(&self, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Errno> {
+        let result = self.arc().and_then(|this| crate::ioctl::ioctl(&this, task, cmd, arg));
+        result.map_err(|error| {
+            tracing::debug!(
+                ioctl = uapi::nr::name(cmd).unwrap_or("unknown"),
+                errno = error.errno().raw_os_error(),
+                %error,
+                "refused"
+            );
+            error.errno()
+        })
+    }
+}

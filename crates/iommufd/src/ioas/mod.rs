@@ -1,0 +1,111 @@
+//! I/O address spaces: what is mapped where, for every domain at once.
+//!
+//! An IOAS holds *areas*, each showing part of some [`pages::Pages`]. All its
+//! domains map every area; with no domain nothing is pinned and nothing is even
+//! looked at. IOVAs are bytes, ranges inclusive.
+
+mod access;
+mod area;
+mod dirty;
+mod domains;
+pub(crate) mod pages;
+mod pins;
+mod reserved;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use iommu::{PagingDomain, Prot};
+use iova_map::IovaMap;
+
+use self::pages::PagesId;
+use self::reserved::Reserved;
+use crate::Id;
+
+pub(crate) use self::area::{MapRequest, Piece, Unmapped};
+pub(crate) use self::reserved::ReservedBy;
+
+/// Where an area finds its memory.
+#[derive(Debug, Clone, Copy)]
+struct Area {
+    pages: PagesId,
+    prot: Prot,
+    /// An access was asked to unpin it: no new pins.
+    prevent_access: bool,
+    /// `pinned` has an entry for it.
+    pinned: bool,
+    /// Byte of the pages at which it starts.
+    byte: u64,
+}
+
+/// What keeps an area from going away.
+#[derive(Debug, Default, Clone, Copy)]
+struct Use {
+    /// Pins by accesses, which are asked to unpin.
+    accesses: u32,
+    /// Locks by objects that must be destroyed first.
+    locks: u32,
+}
+
+/// An I/O address space.
+pub(crate) struct Ioas {
+    areas: IovaMap<Area>,
+    /// Uses of areas that have any, by the area's first IOVA.
+    uses: BTreeMap<u64, Use>,
+    reserved: Reserved,
+    domains: Vec<(Id, Arc<dyn PagingDomain>)>,
+    /// Accesses in the order they came, with their alignment.
+    accesses: Vec<(Id, u64)>,
+    /// Every IOVA, length and page offset is a multiple.
+    alignment: u64,
+    /// `IOMMU_OPTION_HUGE_PAGES` is off: only PAGE_SIZE leaves, areas can be cut.
+    small_pages_only: bool,
+    /// Paging HWPTs in the order they were made.
+    pub(crate) hwpts: Vec<Id>,
+}
+
+impl Default for Ioas {
+    fn default() -> Self {
+        Self {
+            areas: IovaMap::new(),
+            uses: BTreeMap::new(),
+            reserved: Reserved::default(),
+            domains: Vec::new(),
+            accesses: Vec::new(),
+            alignment: 1,
+            small_pages_only: false,
+            hwpts: Vec::new(),
+        }
+    }
+}
+
+impl Ioas {
+    /// What IOVAs and lengths must be multiples of, in bytes.
+    pub(crate) fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// The ranges that are not reserved, ascending.
+    pub(crate) fn iova_ranges(&self) -> Vec<(u64, u64)> {
+        self.reserved.free_ranges().collect()
+    }
+
+    pub(crate) fn accesses(&self) -> impl Iterator<Item = Id> + '_ {
+        self.accesses.iter().map(|(id, _)| *id)
+    }
+
+    /// The domains that map this IOAS.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = &Arc<dyn PagingDomain>> {
+        self.domains.iter().map(|(_, domain)| domain)
+    }
+
+    pub(crate) fn small_pages_only(&self) -> bool {
+        self.small_pages_only
+    }
+
+    /// How many areas there are, and the memory of the structures that hold
+    /// them, in bytes.
+    pub(crate) fn footprint(&self) -> (usize, usize) {
+        (self.areas.len(), self.areas.memory_usage())
+    }
+}
