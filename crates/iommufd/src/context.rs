@@ -79,7 +79,7 @@ impl Iommufd {
     pub fn pinned_runs(&self, mut run: impl FnMut(PhysRun)) {
         let contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for context in contexts.iter().filter_map(Weak::upgrade) {
-            context.lock().pages.iter().for_each(|pages| pages.pinned_runs(&mut run));
+            context.lock().pages.iter().for_each(|(_, pages)| pages.pinned_runs(&mut run));
         }
     }
 }

@@ -84,8 +84,8 @@ impl Ioas {
                 Some(last) if last.pa + last.len == run.pa => last.len += run.len,
                 _ => runs.push(run),
             });
-            if let Some((_, _, area)) = self.areas.get_mut(part.area) {
-                area.pinned = true;
+            if let Some(area) = self.areas.get_mut(part.area) {
+                area.value.pinned = true;
             }
             self.uses.entry(part.area).or_default().accesses += 1;
         }
@@ -127,8 +127,8 @@ impl Ioas {
             uses.accesses = uses.accesses.saturating_sub(1);
             if uses.accesses == 0 && uses.locks == 0 {
                 self.uses.remove(&part.area);
-                if let Some((_, _, area)) = self.areas.get_mut(part.area) {
-                    area.pinned = false;
+                if let Some(area) = self.areas.get_mut(part.area) {
+                    area.value.pinned = false;
                 }
             }
         }

@@ -2,10 +2,11 @@
 
 use host::PAGE_SIZE;
 use iommu::{PagingDomain, Prot};
+use iova_map::Entry;
 
 use super::pages::{PagesId, PagesTable};
 use super::{Area, Ioas, Use};
-use crate::{Error, Id};
+use crate::Error;
 
 /// A transparent huge page: chosen IOVAs are aligned no further.
 const MAX_AUTO_ALIGNMENT: u64 = 2 << 20;
@@ -107,7 +108,7 @@ impl Ioas {
     /// Chooses the lowest free IOVA that keeps the memory's own alignment, and
     /// with it the chance of large leaves. Never 0.
     fn alloc_iova(
-        &self,
+        &mut self,
         table: &PagesTable,
         pieces: &[Piece],
         length: u64,
@@ -128,9 +129,10 @@ impl Ioas {
         }
         let offset = address % PAGE_SIZE;
         let alignment = if offset == 0 { alignment } else { alignment.max(PAGE_SIZE) };
-        self.reserved
+        let Self { reserved, areas, .. } = self;
+        reserved
             .windows(PAGE_SIZE, u64::MAX - PAGE_SIZE)
-            .find_map(|(lo, hi)| self.areas.find_gap(length, alignment, offset, lo, hi))
+            .find_map(|(lo, hi)| areas.find_gap(length, alignment, offset, lo, hi))
             .ok_or(Error::NoIova)
     }
 
@@ -154,7 +156,9 @@ impl Ioas {
 
     /// Removes the area that starts at `iova`; the domains are to be synced.
     fn remove(&mut self, table: &mut PagesTable, iova: u64) {
-        let Some((first, last, area)) = self.areas.remove(iova) else { return };
+        let Some(Entry { start: first, last, value: area }) = self.areas.remove(iova) else {
+            return;
+        };
         let len = last - first + 1;
         if !self.domains.is_empty() {
             for (_, domain) in &self.domains {
@@ -245,7 +249,7 @@ impl Ioas {
         mut visit: impl FnMut(u64, u64, u64, &Area) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut next = Some(iova);
-        for (start, end, area) in self.areas.range(iova, last) {
+        for Entry { start, last: end, value: area } in self.areas.range(iova, last) {
             if next != Some(start.max(iova)) {
                 return Err(Error::NotMapped(iova));
             }
@@ -269,7 +273,8 @@ impl Ioas {
         bytes: &mut u64,
     ) -> Result<Unmapped, Error> {
         let mut next = first;
-        while let Some((start, end, area)) = self.areas.first_overlap(next, last) {
+        while let Some(found) = self.areas.first_overlap(next, last) {
+            let Entry { start, last: end, value: area } = found;
             let uses = self.uses_of(start, area);
             if uses.locks > 0 {
                 return Err(Error::Busy("a hardware queue lies in this mapping"));
@@ -278,8 +283,8 @@ impl Ioas {
                 return Err(Error::NotMapped(start));
             }
             if uses.accesses > 0 {
-                if let Some((_, _, area)) = self.areas.get_mut(start) {
-                    area.prevent_access = true;
+                if let Some(area) = self.areas.get_mut(start) {
+                    area.value.prevent_access = true;
                 }
                 return Ok(Unmapped::Pinned { iova: start, last: end });
             }
@@ -299,7 +304,9 @@ impl Ioas {
 
     /// Cuts the area that holds `iova`, if any, behind that byte.
     pub(crate) fn cut(&mut self, table: &mut PagesTable, iova: u64) -> Result<(), Error> {
-        let Some((start, end, &area)) = self.areas.get(iova) else { return Ok(()) };
+        let Some(Entry { start, last: end, value: &area }) = self.areas.get(iova) else {
+            return Ok(());
+        };
         if iova == start || iova == end {
             return Ok(());
         }
@@ -347,7 +354,7 @@ impl Ioas {
         table: &PagesTable,
         matches: impl Fn(&super::pages::Pages) -> bool,
     ) {
-        for (start, end, area) in self.areas.iter() {
+        for Entry { start, last: end, value: area } in self.areas.iter() {
             if matches(table.get(area.pages)) {
                 for (_, domain) in &self.domains {
                     domain.unmap(start, end - start + 1);
@@ -363,19 +370,15 @@ impl Ioas {
         table: &PagesTable,
         matches: impl Fn(&super::pages::Pages) -> bool,
     ) -> bool {
-        self.areas.iter().all(|(_, _, area)| matches(table.get(area.pages)))
+        self.areas.iter().all(|area| matches(table.get(area.value.pages)))
     }
 
     /// Unmaps everything; only for an IOAS without accesses or locks.
     pub(crate) fn clear(&mut self, table: &mut PagesTable) {
-        let starts: Vec<u64> = self.areas.iter().map(|(start, ..)| start).collect();
+        let starts: Vec<u64> = self.areas.iter().map(|area| area.start).collect();
         starts.into_iter().for_each(|start| self.remove(table, start));
     }
 
-    /// Whether this HWPT's domain is one of this IOAS's.
-    pub(crate) fn has_domain(&self, hwpt: Id) -> bool {
-        self.domains.iter().any(|(id, _)| *id == hwpt)
-    }
 }
 
 /// The last IOVA of a range.

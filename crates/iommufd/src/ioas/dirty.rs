@@ -44,8 +44,8 @@ impl Ioas {
 
     /// Makes every mapped leaf clean.
     pub(crate) fn clear_dirty(&self, dirty: &dyn DirtyTracking) {
-        for (start, end, _) in self.areas.iter() {
-            dirty.read_and_clear(start, end - start + 1, false, &mut |_, _| {});
+        for area in self.areas.iter() {
+            dirty.read_and_clear(area.start, area.last - area.start + 1, false, &mut |_, _| {});
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use host::PAGE_SIZE;
 use iommu::{Device, PagingDomain, ReservedKind};
+use iova_map::Entry;
 
 use super::pages::PagesTable;
 use super::{Ioas, ReservedBy};
@@ -56,7 +57,8 @@ impl Ioas {
         domain: &dyn PagingDomain,
     ) -> Result<(), Error> {
         let first = self.domains.is_empty();
-        for (done, (start, end, area)) in self.areas.iter().enumerate() {
+        for (done, entry) in self.areas.iter().enumerate() {
+            let Entry { start, last: end, value: area } = entry;
             let len = end - start + 1;
             let result = if first { table.hold(area.pages, area.byte, len) } else { Ok(()) };
             let result = result.and_then(|()| {
@@ -77,12 +79,12 @@ impl Ioas {
     /// Unmaps the first `count` areas from a domain that is not, or no longer,
     /// in the list, and lets go of them if there is no other.
     fn unfill_domain(&self, table: &mut PagesTable, domain: &dyn PagingDomain, count: usize) {
-        for (start, end, _) in self.areas.iter().take(count) {
-            domain.unmap(start, end - start + 1);
+        for area in self.areas.iter().take(count) {
+            domain.unmap(area.start, area.last - area.start + 1);
         }
         domain.sync();
         if self.domains.is_empty() {
-            for (start, end, area) in self.areas.iter().take(count) {
+            for Entry { start, last: end, value: area } in self.areas.iter().take(count) {
                 table.unhold(area.pages, area.byte, end - start + 1);
             }
         }
@@ -191,7 +193,7 @@ impl Ioas {
         if alignment <= self.alignment {
             return Ok(());
         }
-        let fits = self.areas.iter().all(|(start, end, area)| {
+        let fits = self.areas.iter().all(|Entry { start, last: end, value: area }| {
             let offset = table.get(area.pages).page_offset(area.byte);
             (start | offset | end.wrapping_sub(start).wrapping_add(1)).is_multiple_of(alignment)
         });

@@ -22,7 +22,8 @@ use self::pages::PagesId;
 use self::reserved::Reserved;
 use crate::Id;
 
-pub(crate) use self::area::{MapRequest, Piece, Unmapped};
+pub(crate) use self::access::Transfer;
+pub(crate) use self::area::{MapRequest, Piece, Unmapped, range_last};
 pub(crate) use self::reserved::ReservedBy;
 
 /// Where an area finds its memory.

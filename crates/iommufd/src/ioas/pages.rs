@@ -341,8 +341,13 @@ impl PagesTable {
         self.slab.iter_mut().map(|(_, pages)| pages)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Pages> {
-        self.slab.iter().map(|(_, pages)| pages)
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PagesId, &Pages)> {
+        self.slab.iter().map(|(id, pages)| (PagesId(id as u32), pages))
+    }
+
+    /// Bytes that the records take.
+    pub(crate) fn memory_usage(&self) -> usize {
+        self.slab.capacity() * size_of::<Option<Pages>>()
     }
 
     /// One more area shows the pages.

@@ -97,7 +97,7 @@ impl Reserved {
         };
         // Allowed ranges are never reserved, so they are windows as they are.
         let everywhere = self.allowed.is_empty().then(|| self.free_ranges());
-        let allowed = self.allowed.iter().map(|(first, last, ())| (first, last));
+        let allowed = self.allowed.iter().map(|range| (range.start, range.last));
         everywhere.into_iter().flatten().chain(allowed).filter_map(clip)
     }
 }
