@@ -138,11 +138,6 @@ pub trait NestedDomain: Any + Send + Sync {
     /// Returns how many were carried out, and that error.
     fn invalidate(&self, array: &UserArray<'_>) -> (u32, Result<(), Error>) {
         let _ = array;
-        (
-            0,
-            Err(Error::Unsupported(
-                "this nested domain takes its invalidations elsewhere",
-            )),
-        )
+        (0, Err(Error::Unsupported("this nested domain takes its invalidations elsewhere")))
     }
 }

@@ -159,11 +159,7 @@ impl UserData {
     ) -> Self {
         let mut bytes = vec![0; len.min(Self::MAX)];
         let bytes = read(&mut bytes).map(|()| bytes);
-        Self {
-            data_type,
-            len,
-            bytes,
-        }
+        Self { data_type, len, bytes }
     }
 
     /// The struct, if it has the type that the driver expects, is at least
@@ -205,10 +201,7 @@ impl UserArray<'_> {
             return Err(Error::Invalid("the length of an entry"));
         }
         let mut entry = T::zeroed();
-        (self.read)(
-            u64::from(index) * len as u64,
-            &mut entry.as_bytes_mut()[..len],
-        )?;
+        (self.read)(u64::from(index) * len as u64, &mut entry.as_bytes_mut()[..len])?;
         Ok(entry)
     }
 }

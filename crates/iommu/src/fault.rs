@@ -51,11 +51,7 @@ pub struct FaultGroup {
 
 impl FaultGroup {
     pub(crate) fn new(device: Arc<Device>, requests: Vec<PageRequest>) -> Self {
-        Self {
-            device,
-            requests,
-            answered: false,
-        }
+        Self { device, requests, answered: false }
     }
 
     /// The requests, in order; the last one ends the group.
@@ -71,9 +67,7 @@ impl FaultGroup {
     fn answer(&mut self, response: PageResponse) {
         self.answered = true;
         if let Some(last) = self.requests.last() {
-            self.device
-                .driver()
-                .page_response(&self.device, last, response);
+            self.device.driver().page_response(&self.device, last, response);
         }
     }
 }

@@ -74,12 +74,9 @@ impl Device {
         };
         let Some(handler) = handler else {
             if request.last {
-                self.driver
-                    .page_response(self, &request, PageResponse::Invalid);
+                self.driver.page_response(self, &request, PageResponse::Invalid);
             }
-            return Err(Error::NotFound(
-                "nobody handles page requests of this device",
-            ));
+            return Err(Error::NotFound("nobody handles page requests of this device"));
         };
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         if !request.last {
@@ -201,9 +198,7 @@ impl Group {
             state.owner = None;
             for device in state.devices() {
                 let back =
-                    device
-                        .driver
-                        .attach(&device, Target::Rid, &Domain::Identity, &Domain::Blocked);
+                    device.driver.attach(&device, Target::Rid, &Domain::Identity, &Domain::Blocked);
                 if let Err(error) = back {
                     tracing::error!(device = device.name, %error, "stays blocked");
                 }
@@ -260,10 +255,7 @@ impl Group {
 
     /// Whether any PASID is attached.
     pub fn has_pasids(&self) -> bool {
-        self.lock()
-            .attached
-            .keys()
-            .any(|target| *target != Target::Rid)
+        self.lock().attached.keys().any(|target| *target != Target::Rid)
     }
 
     fn switch(state: &State, target: Target, new: &Domain) -> Result<(), Error> {

@@ -24,6 +24,12 @@ pub(crate) struct Access {
     pins: bool,
 }
 
+impl Access {
+    pub(crate) fn ioas(&self) -> Option<Id> {
+        self.ioas
+    }
+}
+
 impl State {
     pub(crate) fn dispose_access(&mut self, id: Id, access: &Access) {
         self.detach_access(id, access.ioas);
@@ -44,11 +50,7 @@ const UNMAP_TRIES: u32 = 100;
 
 impl Context {
     /// Makes an access. One that `pins` makes the IOAS keep to whole pages.
-    pub fn access_create(
-        &self,
-        handler: Arc<dyn AccessHandler>,
-        pins: bool,
-    ) -> Result<Id, Error> {
+    pub fn access_create(&self, handler: Arc<dyn AccessHandler>, pins: bool) -> Result<Id, Error> {
         let mut state = self.lock();
         let id = state.reserve(Object::Access(Access { handler, ioas: None, pins }))?;
         state.objects.finalize(id);
@@ -128,7 +130,9 @@ impl Context {
     /// Takes back one [`Context::access_pin`] of exactly this range.
     pub fn access_unpin(&self, id: Id, iova: u64, len: u64) {
         let mut state = self.lock();
-        let Some(ioas_id) = state.access(id).ok().and_then(|access| access.ioas) else { return };
+        let Some(ioas_id) = state.access(id).ok().and_then(|access| access.ioas) else {
+            return;
+        };
         if let Ok((ioas, pages)) = state.ioas_and_pages(ioas_id) {
             ioas.unpin(pages, iova, len);
         }

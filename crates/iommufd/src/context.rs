@@ -162,10 +162,7 @@ kinds! {
 
 impl State {
     /// An IOAS together with the pages it maps.
-    pub(crate) fn ioas_and_pages(
-        &mut self,
-        id: Id,
-    ) -> Result<(&mut Ioas, &mut PagesTable), Error> {
+    pub(crate) fn ioas_and_pages(&mut self, id: Id) -> Result<(&mut Ioas, &mut PagesTable), Error> {
         match self.objects.get_mut(id) {
             Ok(Object::Ioas(ioas)) => Ok((ioas, &mut self.pages)),
             _ => Err(Error::NoObject(id)),
@@ -307,10 +304,11 @@ impl Context {
         pages.iter_mut().filter(|p| is_buf(p)).for_each(|p| p.revoked = true);
     }
 
-    /// Checks what must hold between any two calls; for tests.
+    /// Checks what must hold between any two calls; the error says what does
+    /// not. For tests: it walks everything.
     #[doc(hidden)]
-    pub fn check_invariants(&self) {
-        self.lock().check_invariants();
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.lock().check_invariants()
     }
 
     /// Live areas, and the bytes that they and their memory's records take.

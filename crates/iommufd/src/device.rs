@@ -22,6 +22,13 @@ pub(crate) struct GroupAttachments {
     attached: BTreeMap<Target, GroupAttachment>,
 }
 
+impl GroupAttachments {
+    /// Each HWPT in use, with how many devices use it for one target.
+    pub(crate) fn attachments(&self) -> impl Iterator<Item = (Id, usize)> + '_ {
+        self.attached.values().map(|attachment| (attachment.hwpt, attachment.devices.len()))
+    }
+}
+
 struct GroupAttachment {
     hwpt: Id,
     devices: BTreeSet<Id>,
@@ -49,7 +56,9 @@ impl State {
         target: Target,
         hwpt: &Attachable,
     ) -> Result<(), Error> {
-        let Some(group) = self.groups.get(&key(device)) else { return Ok(()) };
+        let Some(group) = self.groups.get(&key(device)) else {
+            return Ok(());
+        };
         let compatible = hwpt.common.pasid_compatible;
         let fits = if target == Target::Rid {
             compatible || group.attached.keys().all(|target| *target == Target::Rid)
@@ -87,9 +96,9 @@ impl State {
             self.ioas_mut(hwpt.ioas)?.reserve_device(id, &device)?;
         }
         if first {
-            let moved = self.check_pasids(&device, target, &hwpt).and_then(|()| {
-                Ok(device.group().attach(target, Self::attachment(&hwpt, id))?)
-            });
+            let moved = self
+                .check_pasids(&device, target, &hwpt)
+                .and_then(|()| Ok(device.group().attach(target, Self::attachment(&hwpt, id))?));
             if let Err(error) = moved {
                 if reserves(target) {
                     self.ioas_mut(hwpt.ioas)?.unreserve_device(id);
@@ -107,8 +116,12 @@ impl State {
     /// Detaches one device; the last of its group blocks the group. An
     /// automatic HWPT goes with its last device.
     fn detach_hwpt(&mut self, id: Id, target: Target) {
-        let Ok(device) = self.device(id).map(|d| d.device.clone()) else { return };
-        let Some(hwpt_id) = self.hwpt_of(id, &device, target) else { return };
+        let Ok(device) = self.device(id).map(|d| d.device.clone()) else {
+            return;
+        };
+        let Some(hwpt_id) = self.hwpt_of(id, &device, target) else {
+            return;
+        };
         let mut gone = None;
         if let Some(group) = self.groups.get_mut(&key(&device))
             && let Some(attachment) = group.attached.get_mut(&target)
@@ -160,9 +173,9 @@ impl State {
         if moves {
             self.reserve_all(hwpt.ioas, &members)?;
         }
-        let moved = self.check_pasids(&device, target, &hwpt).and_then(|()| {
-            Ok(device.group().replace(target, Self::attachment(&hwpt, id))?)
-        });
+        let moved = self
+            .check_pasids(&device, target, &hwpt)
+            .and_then(|()| Ok(device.group().replace(target, Self::attachment(&hwpt, id))?));
         let left = if moved.is_ok() { old_ioas } else { hwpt.ioas };
         if moves && let Ok(ioas) = self.ioas_mut(left) {
             members.iter().for_each(|id| ioas.unreserve_device(*id));
@@ -192,13 +205,7 @@ impl State {
 
     /// Attaches or replaces by the id of a HWPT or of an IOAS, in which case an
     /// automatic HWPT that suits the device is found or made. Returns the HWPT.
-    fn change_pt(
-        &mut self,
-        id: Id,
-        target: Target,
-        pt_id: Id,
-        replace: bool,
-    ) -> Result<Id, Error> {
+    fn change_pt(&mut self, id: Id, target: Target, pt_id: Id, replace: bool) -> Result<Id, Error> {
         let attach = |state: &mut Self, hwpt| {
             if replace {
                 state.replace_hwpt(id, target, hwpt)

@@ -153,7 +153,13 @@ impl File for FaultFile {
     }
 
     /// Delivers whole groups; an empty queue reads as 0 bytes.
-    fn read(&self, task: &dyn Task, buf: u64, len: usize, pos: Option<u64>) -> Result<usize, Errno> {
+    fn read(
+        &self,
+        task: &dyn Task,
+        buf: u64,
+        len: usize,
+        pos: Option<u64>,
+    ) -> Result<usize, Errno> {
         if pos.is_some_and(|pos| pos != 0) || !len.is_multiple_of(FAULT) {
             return Err(Error::Seek.errno());
         }
@@ -162,7 +168,9 @@ impl File for FaultFile {
             let (cookie, bytes) = {
                 let mut queues = self.queue.lock();
                 let cookie = queues.cookie();
-                let Some(pending) = queues.deliver.front() else { break };
+                let Some(pending) = queues.deliver.front() else {
+                    break;
+                };
                 let requests = pending.group.requests();
                 if done + requests.len() * FAULT > len {
                     if done == 0 {
@@ -191,7 +199,13 @@ impl File for FaultFile {
     }
 
     /// Answers groups by cookie, up to the first that cannot be.
-    fn write(&self, task: &dyn Task, buf: u64, len: usize, pos: Option<u64>) -> Result<usize, Errno> {
+    fn write(
+        &self,
+        task: &dyn Task,
+        buf: u64,
+        len: usize,
+        pos: Option<u64>,
+    ) -> Result<usize, Errno> {
         if pos.is_some_and(|pos| pos != 0) || !len.is_multiple_of(RESPONSE) {
             return Err(Error::Seek.errno());
         }

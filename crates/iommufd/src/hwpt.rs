@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use iommu::{Capability, Device, Domain, NestedDomain, PagingDomain, PagingFlags, Target, UserData};
+use iommu::{
+    Capability, Device, Domain, NestedDomain, PagingDomain, PagingFlags, Target, UserData,
+};
 use uapi::iommufd as u;
 
 use crate::context::{Object, State};
@@ -38,6 +40,18 @@ pub(crate) struct Common {
     pub(crate) pasid_compatible: bool,
     fault: Option<Id>,
     pub(crate) fault_queue: Option<Arc<FaultQueue>>,
+}
+
+impl HwptPaging {
+    pub(crate) fn fault(&self) -> Option<Id> {
+        self.common.fault
+    }
+}
+
+impl HwptNested {
+    pub(crate) fn fault(&self) -> Option<Id> {
+        self.common.fault
+    }
 }
 
 /// What to allocate for `IOMMU_HWPT_ALLOC`.
@@ -95,7 +109,9 @@ impl State {
                 request.data.as_ref(),
             )?),
             Ok(Object::HwptPaging(_)) => Object::HwptNested(self.alloc_nested(&device, request)?),
-            _ => return Err(Error::Invalid("pt_id is neither an IOAS nor a nesting parent")),
+            _ => {
+                return Err(Error::Invalid("pt_id is neither an IOAS nor a nesting parent"));
+            }
         };
         // Last, as in the kernel: everything else was right.
         if request.flags & FAULT_ID_VALID != 0 {
@@ -196,9 +212,8 @@ impl State {
         // Visible to nobody while the lock is held.
         self.objects.finalize(id);
         let result = if attach_first {
-            attach(self, id).and_then(|()| {
-                self.join_ioas(id, ioas_id, domain).inspect_err(|_| detach(self))
-            })
+            attach(self, id)
+                .and_then(|()| self.join_ioas(id, ioas_id, domain).inspect_err(|_| detach(self)))
         } else {
             self.join_ioas(id, ioas_id, domain).and_then(|()| attach(self, id))
         };

@@ -22,6 +22,7 @@ mod dmabuf;
 mod error;
 mod fault;
 mod hwpt;
+mod invariants;
 mod ioas;
 mod ioctl;
 mod objects;

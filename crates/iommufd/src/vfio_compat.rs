@@ -37,14 +37,17 @@ impl State {
 }
 
 fn check_extension(state: &State, extension: u64) -> Result<i32, Error> {
-    let Ok(extension) = u32::try_from(extension) else { return Ok(0) };
+    let Ok(extension) = u32::try_from(extension) else {
+        return Ok(0);
+    };
     match extension {
         v::VFIO_TYPE1_IOMMU | v::VFIO_TYPE1v2_IOMMU | v::VFIO_UNMAP_ALL => Ok(1),
         v::VFIO_DMA_CC_IOMMU => {
             let ioas = state.ioas(state.compat_ioas()?)?;
-            let coherent = ioas.hwpts.iter().all(|id| {
-                state.hwpt_paging(*id).is_ok_and(|hwpt| hwpt.enforces_coherency)
-            });
+            let coherent = ioas
+                .hwpts
+                .iter()
+                .all(|id| state.hwpt_paging(*id).is_ok_and(|hwpt| hwpt.enforces_coherency));
             Ok(i32::from(coherent))
         }
         _ => Ok(0),

@@ -68,12 +68,7 @@ impl<V, const L: usize, const I: usize> Clone for RawIter<'_, V, L, I> {
 
 impl<'a, V, const L: usize, const I: usize> RawIter<'a, V, L, I> {
     pub(crate) fn new(tree: &'a Tree<V, L, I>, start: u64, last: u64) -> Self {
-        let mut iter = Self {
-            tree,
-            leaf: None,
-            at: 0,
-            last,
-        };
+        let mut iter = Self { tree, leaf: None, at: 0, last };
         if tree.len > 0 && start <= last {
             let path = tree.path_to(start);
             let leaf = &tree.leaves[path.leaf];
@@ -91,10 +86,7 @@ impl<'a, V, const L: usize, const I: usize> Iterator for RawIter<'a, V, L, I> {
     fn next(&mut self) -> Option<Self::Item> {
         let (mut leaf, path) = self.leaf?;
         if self.at == leaf.len() {
-            self.leaf = self
-                .tree
-                .next_leaf(path)
-                .map(|path| (&self.tree.leaves[path.leaf], path));
+            self.leaf = self.tree.next_leaf(path).map(|path| (&self.tree.leaves[path.leaf], path));
             self.at = 0;
             leaf = self.leaf?.0;
         }
@@ -118,10 +110,7 @@ pub(crate) struct RawGaps<'a, V, const L: usize, const I: usize> {
 
 impl<'a, V, const L: usize, const I: usize> RawGaps<'a, V, L, I> {
     pub(crate) fn new(tree: &'a Tree<V, L, I>, start: u64, last: u64) -> Self {
-        Self {
-            ranges: RawIter::new(tree, start, last),
-            next: (start <= last).then_some(start),
-        }
+        Self { ranges: RawIter::new(tree, start, last), next: (start <= last).then_some(start) }
     }
 }
 

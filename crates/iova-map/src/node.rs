@@ -13,9 +13,7 @@ pub(crate) fn rank<const N: usize>(keys: &[u64; N], len: usize, x: u64) -> usize
     const GROUP: usize = 8;
     let count = |keys: &[u64]| keys.iter().map(|&key| usize::from(key <= x)).sum::<usize>();
     let below = if N > GROUP && N.is_multiple_of(GROUP) {
-        let group = (1..N / GROUP)
-            .map(|i| usize::from(keys[i * GROUP] <= x))
-            .sum::<usize>();
+        let group = (1..N / GROUP).map(|i| usize::from(keys[i * GROUP] <= x)).sum::<usize>();
         group * GROUP + count(&keys[group * GROUP..][..GROUP])
     } else {
         count(keys)

@@ -13,21 +13,14 @@ impl Gap {
     #[inline]
     pub(crate) fn between(last: u64, next: u64) -> Self {
         let start = last.wrapping_add(1);
-        Self {
-            start,
-            size: next.wrapping_sub(start),
-        }
+        Self { start, size: next.wrapping_sub(start) }
     }
 
     /// Bytes of the hole that a request of `class` could use.
     #[inline]
     pub(crate) fn room(self, class: usize) -> u64 {
         if class == RAGGED {
-            return if self.start & (PAGE - 1) == 0 {
-                0
-            } else {
-                self.size
-            };
+            return if self.start & (PAGE - 1) == 0 { 0 } else { self.size };
         }
         let to_aligned = self.start.wrapping_neg() & ((1 << SHIFTS[class]) - 1);
         self.size.saturating_sub(to_aligned)
@@ -96,15 +89,7 @@ impl Request {
             // The answer has at least the alignment of its offset.
             ((class_at_most(offset.trailing_zeros()), len), u64::MAX)
         };
-        Some(Self {
-            extent,
-            mask: align - 1,
-            offset,
-            lo,
-            hi,
-            need,
-            ragged_need,
-        })
+        Some(Self { extent, mask: align - 1, offset, lo, hi, need, ragged_need })
     }
 
     /// The lowest answer inside the hole `[start, last]`, not looking at `hi`:

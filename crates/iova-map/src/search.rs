@@ -14,11 +14,8 @@ enum Outcome {
 impl<V, const L: usize, const I: usize> Tree<V, L, I> {
     /// The lowest answer to `request`.
     pub(crate) fn find_gap(&mut self, request: &Request, lo: u64) -> Option<u64> {
-        let answer = if self.len == 0 {
-            request.fit(0, u64::MAX)
-        } else {
-            self.first_fit(request, lo)
-        };
+        let answer =
+            if self.len == 0 { request.fit(0, u64::MAX) } else { self.first_fit(request, lo) };
         answer.and_then(|answer| request.within_window(answer))
     }
 

@@ -50,11 +50,7 @@ impl Model {
         let align = u128::from(align);
         self.gaps(lo, hi).into_iter().find_map(|(first, last)| {
             let base = u128::from(first) / align * align + u128::from(offset);
-            let answer = if base < u128::from(first) {
-                base + align
-            } else {
-                base
-            };
+            let answer = if base < u128::from(first) { base + align } else { base };
             let end = answer + u128::from(len);
             (end <= u128::from(last) + 1).then_some(answer as u64)
         })
@@ -71,18 +67,12 @@ impl<const L: usize, const I: usize> Tree<u32, L, I> {
         let ranges = self.check_node(self.height, self.root, &mut nodes);
         assert_eq!(ranges, self.len);
         // Nothing leaks.
-        assert_eq!(
-            nodes,
-            (self.leaves.iter().count(), self.inners.iter().count())
-        );
+        assert_eq!(nodes, (self.leaves.iter().count(), self.inners.iter().count()));
     }
 
     fn check_node(&self, level: usize, node: u32, nodes: &mut (usize, usize)) -> usize {
-        let (len, capacity) = if level == 0 {
-            (self.leaves[node].len(), L)
-        } else {
-            (self.inners[node].len(), I)
-        };
+        let (len, capacity) =
+            if level == 0 { (self.leaves[node].len(), L) } else { (self.inners[node].len(), I) };
         assert!((1..=capacity).contains(&len));
         if level == 0 {
             nodes.0 += 1;
@@ -102,10 +92,7 @@ impl<const L: usize, const I: usize> Tree<u32, L, I> {
         for slot in 0..len {
             let child = inner.children[slot];
             ranges += self.check_node(level - 1, child, nodes);
-            assert_eq!(
-                (inner.firsts[slot], inner.lasts[slot]),
-                self.bounds(level - 1, child)
-            );
+            assert_eq!((inner.firsts[slot], inner.lasts[slot]), self.bounds(level - 1, child));
             if slot > 0 {
                 assert!(inner.lasts[slot - 1] < inner.firsts[slot]);
             }
@@ -158,36 +145,18 @@ impl Space {
 
     fn range(self, x: u64, len: u64) -> (u64, u64) {
         let start = self.at(x);
-        (
-            start,
-            start.saturating_add((len * self.unit).saturating_sub(1)),
-        )
+        (start, start.saturating_add((len * self.unit).saturating_sub(1)))
     }
 }
 
 fn space() -> impl Strategy<Value = Space> {
     prop_oneof![
         Just(Space { base: 0, unit: 1 }),
-        Just(Space {
-            base: u64::MAX - 255,
-            unit: 1
-        }),
-        Just(Space {
-            base: 0,
-            unit: 2048
-        }),
-        Just(Space {
-            base: 0,
-            unit: 4096
-        }),
-        Just(Space {
-            base: (u64::MAX - (256 << 11)) + 1,
-            unit: 2048
-        }),
-        Just(Space {
-            base: 0,
-            unit: 1 << 56
-        }),
+        Just(Space { base: u64::MAX - 255, unit: 1 }),
+        Just(Space { base: 0, unit: 2048 }),
+        Just(Space { base: 0, unit: 4096 }),
+        Just(Space { base: (u64::MAX - (256 << 11)) + 1, unit: 2048 }),
+        Just(Space { base: 0, unit: 1 << 56 }),
     ]
 }
 
@@ -221,11 +190,7 @@ fn run<const L: usize, const I: usize>(space: Space, ops: &[Op]) {
                         assert!(start > last);
                         assert_eq!(back, value);
                     }
-                    Err(InsertError::Overlap {
-                        start,
-                        last,
-                        value: back,
-                    }) => {
+                    Err(InsertError::Overlap { start, last, value: back }) => {
                         assert_eq!(Some((start, last)), expected.map(|(s, l, _)| (s, l)));
                         assert_eq!(back, value);
                     }
@@ -241,13 +206,7 @@ fn run<const L: usize, const I: usize>(space: Space, ops: &[Op]) {
                 let removed = tree.remove(start).map(|e| (e.start, e.last, e.value));
                 assert_eq!(removed, model.remove(start));
             }
-            Op::Allocate {
-                len,
-                shift,
-                offset,
-                lo,
-                hi,
-            } => {
+            Op::Allocate { len, shift, offset, lo, hi } => {
                 let (len, align) = (len * space.unit, space.unit << shift);
                 let offset = offset * (space.unit / 4).max(1) % align;
                 let (lo, hi) = (space.at(lo.min(hi)), space.at(lo.max(hi)));
@@ -262,11 +221,7 @@ fn run<const L: usize, const I: usize>(space: Space, ops: &[Op]) {
             }
             Op::Query(a, b) => {
                 let (a, b) = (space.at(a), space.at(b));
-                let expected = if a <= b {
-                    model.overlapping(a, b)
-                } else {
-                    Vec::new()
-                };
+                let expected = if a <= b { model.overlapping(a, b) } else { Vec::new() };
                 assert_eq!(tree.ranges(a, b), expected);
                 let holes = if a <= b { model.gaps(a, b) } else { Vec::new() };
                 assert_eq!(RawGaps::new(&tree, a, b).collect::<Vec<_>>(), holes);

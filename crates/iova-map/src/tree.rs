@@ -39,11 +39,7 @@ pub(crate) struct Path {
 
 impl Path {
     fn new() -> Self {
-        Self {
-            steps: [(0, 0); MAX_HEIGHT],
-            len: 0,
-            leaf: 0,
-        }
+        Self { steps: [(0, 0); MAX_HEIGHT], len: 0, leaf: 0 }
     }
 
     #[inline]
@@ -63,13 +59,7 @@ impl Path {
 
 impl<V, const L: usize, const I: usize> Tree<V, L, I> {
     pub(crate) const fn new() -> Self {
-        Self {
-            leaves: Arena::new(),
-            inners: Arena::new(),
-            root: 0,
-            height: 0,
-            len: 0,
-        }
+        Self { leaves: Arena::new(), inners: Arena::new(), root: 0, height: 0, len: 0 }
     }
 
     /// The leaf that holds `addr`, if anything does.
@@ -159,11 +149,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         let leaf = &self.leaves[path.leaf];
         let at = leaf.rank(start);
         let at_end = at == leaf.len();
-        let next = if at_end {
-            self.start_after(&path)
-        } else {
-            Some(leaf.starts[at])
-        };
+        let next = if at_end { self.start_after(&path) } else { Some(leaf.starts[at]) };
         if at > 0 && leaf.lasts[at - 1] >= start {
             let (start, last) = (leaf.starts[at - 1], leaf.lasts[at - 1]);
             return Err(InsertError::Overlap { start, last, value });
@@ -191,14 +177,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
             self.widen(path, edge, bound);
         } else {
             let end_of_map = next.is_none();
-            let new = Insertion {
-                at,
-                edge,
-                end_of_map,
-                start,
-                last,
-                value,
-            };
+            let new = Insertion { at, edge, end_of_map, start, last, value };
             self.insert_into_full(path, new);
         }
         if let Some(next) = next {
@@ -251,9 +230,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
     }
 
     fn insert_into_full(&mut self, mut path: Path, new: Insertion<V>) {
-        let Insertion {
-            at, start, last, ..
-        } = new;
+        let Insertion { at, start, last, .. } = new;
         let mut edge = new.edge;
         let bound = if at == 0 { start } else { last };
         let middle = split_point(L, at, new.end_of_map);
@@ -291,12 +268,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
             if matches!(edge, Edge::End(_)) && slot + 1 < inner.len() {
                 edge = Edge::None;
             }
-            let entry = Slot {
-                first: new_first,
-                last: new_last,
-                child: new_node,
-                rooms,
-            };
+            let entry = Slot { first: new_first, last: new_last, child: new_node, rooms };
             let at = slot + 1;
             if inner.len() < I {
                 inner.insert(at, &entry);
@@ -322,15 +294,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         for (at, child) in [left, right].into_iter().enumerate() {
             let (first, last) = self.bounds(level, child);
             let rooms = std::array::from_fn(|class| self.room(level, child, class));
-            root.insert(
-                at,
-                &Slot {
-                    first,
-                    last,
-                    child,
-                    rooms,
-                },
-            );
+            root.insert(at, &Slot { first, last, child, rooms });
         }
         if let Some(gap) = root.gap_before(1) {
             root.raise(1, gap);
@@ -354,14 +318,9 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
             0 => self.last_before(&path),
             _ => Some(leaf.lasts[at - 1]),
         };
-        let next = if at + 1 == leaf.len() {
-            self.start_after(&path)
-        } else {
-            Some(leaf.starts[at + 1])
-        };
-        let gap = previous
-            .zip(next)
-            .map(|(previous, next)| Gap::between(previous, next));
+        let next =
+            if at + 1 == leaf.len() { self.start_after(&path) } else { Some(leaf.starts[at + 1]) };
+        let gap = previous.zip(next).map(|(previous, next)| Gap::between(previous, next));
         let leaf = &mut self.leaves[path.leaf];
         let value = leaf.remove(at);
         let (begin, end) = (at == 0, at == leaf.len());

@@ -10,10 +10,7 @@ fn one_range_may_cover_everything() {
     assert_eq!(map.gaps(0, u64::MAX).next(), None);
     assert_eq!(map.find_gap(1, 1, 0, 0, u64::MAX), None);
     let error = map.insert(5, 5, 'b').unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "overlaps the range 0x0..=0xffffffffffffffff"
-    );
+    assert_eq!(error.to_string(), "overlaps the range 0x0..=0xffffffffffffffff");
     assert_eq!(error.into_value(), 'b');
     assert_eq!(map.remove(1), None);
     assert_eq!(map.remove(0).map(|entry| entry.last), Some(u64::MAX));
@@ -24,10 +21,7 @@ fn one_range_may_cover_everything() {
 fn the_top_of_the_address_space_is_usable() {
     let mut map = IovaMap::new();
     map.insert(0, u64::MAX - 0x1000, ()).unwrap();
-    assert_eq!(
-        map.find_gap(0x1000, 0x1000, 0, 0, u64::MAX),
-        Some(u64::MAX - 0xfff)
-    );
+    assert_eq!(map.find_gap(0x1000, 0x1000, 0, 0, u64::MAX), Some(u64::MAX - 0xfff));
     assert_eq!(map.find_gap(0x1001, 1, 0, 0, u64::MAX), None);
     map.insert(u64::MAX - 0xfff, u64::MAX, ()).unwrap();
     assert_eq!(map.gaps(0, u64::MAX).count(), 0);
@@ -43,10 +37,7 @@ fn requests_without_sense_find_nothing() {
     assert_eq!(map.find_gap(1, 4, 4, 0, u64::MAX), None);
     assert_eq!(map.find_gap(1, 1, 0, 2, 1), None);
     assert_eq!(map.find_gap(3, 1, 0, 1, 2), None);
-    assert!(matches!(
-        map.insert(2, 1, 7),
-        Err(InsertError::Backwards { value: 7 })
-    ));
+    assert!(matches!(map.insert(2, 1, 7), Err(InsertError::Backwards { value: 7 })));
     assert!(!map.overlaps(2, 1));
     assert_eq!(map.gaps(2, 1).next(), None);
 }
@@ -66,19 +57,13 @@ fn holes_that_were_taken_are_not_offered_again() {
     for i in (0..10_000u64).step_by(8) {
         map.remove(0x1000 + i * 0x1000).unwrap();
     }
-    assert_eq!(
-        map.find_gap(0x2000, 0x1000, 0, 0, u64::MAX - 0xfff),
-        Some(expected)
-    );
+    assert_eq!(map.find_gap(0x2000, 0x1000, 0, 0, u64::MAX - 0xfff), Some(expected));
     for i in (0..10_000u64).step_by(8) {
         let at = map.find_gap(0x1000, 0x1000, 0, 0x1000, u64::MAX).unwrap();
         assert_eq!(at, 0x1000 + i * 0x1000);
         map.insert(at, at + 0xfff, ()).unwrap();
     }
-    assert_eq!(
-        map.find_gap(0x1000, 0x1000, 0, 0x1000, u64::MAX),
-        Some(expected)
-    );
+    assert_eq!(map.find_gap(0x1000, 0x1000, 0, 0x1000, u64::MAX), Some(expected));
 }
 
 #[test]
@@ -104,10 +89,7 @@ fn values_can_be_changed_in_place() {
     let changed = changed.map(|Entry { start, value, .. }| (start, *value));
     assert_eq!(changed.collect::<Vec<_>>(), [(16, 2), (32, 1), (48, 1)]);
     assert_eq!(map.range(20, 40).count(), 2);
-    assert_eq!(
-        map.first_overlap(24, 100).map(|entry| entry.start),
-        Some(32)
-    );
+    assert_eq!(map.first_overlap(24, 100).map(|entry| entry.start), Some(32));
     map.clear();
     assert!(map.is_empty() && map.memory_usage() == 0);
 }

@@ -36,10 +36,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_c() {
-        let alloc = STRUCTS
-            .iter()
-            .find(|s| s.name() == "iommu_viommu_alloc")
-            .unwrap();
+        let alloc = STRUCTS.iter().find(|s| s.name() == "iommu_viommu_alloc").unwrap();
         assert_eq!(alloc.size, 40);
         assert!(alloc.fields().any(|f| f == ("type", 8)));
     }

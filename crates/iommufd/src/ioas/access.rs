@@ -113,7 +113,9 @@ impl Ioas {
 
     /// Takes back one [`Ioas::pin`] of the same range.
     pub(crate) fn unpin(&mut self, table: &mut PagesTable, iova: u64, len: u64) {
-        let Ok(last) = range_last(iova, len) else { return };
+        let Ok(last) = range_last(iova, len) else {
+            return;
+        };
         let mut parts = Vec::new();
         let visited = self.contiguous(iova, last, |from, to, start, area| {
             let byte = area.byte + (from - start);
@@ -123,7 +125,9 @@ impl Ioas {
         debug_assert!(visited.is_ok(), "pinned areas cannot go away");
         for part in parts {
             table.unhold(part.pages, part.byte, part.len);
-            let Some(uses) = self.uses.get_mut(&part.area) else { continue };
+            let Some(uses) = self.uses.get_mut(&part.area) else {
+                continue;
+            };
             uses.accesses = uses.accesses.saturating_sub(1);
             if uses.accesses == 0 && uses.locks == 0 {
                 self.uses.remove(&part.area);

@@ -176,13 +176,7 @@ impl Ioas {
     }
 
     /// Pins an area's pages and maps them in every domain, or does nothing.
-    fn fill(
-        &self,
-        table: &mut PagesTable,
-        iova: u64,
-        len: u64,
-        area: &Area,
-    ) -> Result<(), Error> {
+    fn fill(&self, table: &mut PagesTable, iova: u64, len: u64, area: &Area) -> Result<(), Error> {
         table.hold(area.pages, area.byte, len)?;
         for (done, (_, domain)) in self.domains.iter().enumerate() {
             let Err(error) = self.map_domain(table, domain.as_ref(), iova, len, area) else {
@@ -299,7 +293,11 @@ impl Ioas {
     }
 
     pub(super) fn uses_of(&self, start: u64, area: &Area) -> Use {
-        if area.pinned { self.uses.get(&start).copied().unwrap_or_default() } else { Use::default() }
+        if area.pinned {
+            self.uses.get(&start).copied().unwrap_or_default()
+        } else {
+            Use::default()
+        }
     }
 
     /// Cuts the area that holds `iova`, if any, behind that byte.
@@ -378,7 +376,6 @@ impl Ioas {
         let starts: Vec<u64> = self.areas.iter().map(|area| area.start).collect();
         starts.into_iter().for_each(|start| self.remove(table, start));
     }
-
 }
 
 /// The last IOVA of a range.

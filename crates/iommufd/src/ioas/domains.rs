@@ -43,7 +43,9 @@ impl Ioas {
 
     /// Unmaps everything from a domain and forgets it; unpins what only it held.
     pub(crate) fn remove_domain(&mut self, table: &mut PagesTable, hwpt: Id) {
-        let Some(index) = self.domains.iter().position(|(id, _)| *id == hwpt) else { return };
+        let Some(index) = self.domains.iter().position(|(id, _)| *id == hwpt) else {
+            return;
+        };
         let (_, domain) = self.domains.remove(index);
         self.unfill_domain(table, domain.as_ref(), self.areas.len());
         self.reserved.remove(ReservedBy::Hwpt(hwpt));
@@ -51,11 +53,7 @@ impl Ioas {
     }
 
     /// Pins (for a first domain) and maps every area.
-    fn fill_domain(
-        &self,
-        table: &mut PagesTable,
-        domain: &dyn PagingDomain,
-    ) -> Result<(), Error> {
+    fn fill_domain(&self, table: &mut PagesTable, domain: &dyn PagingDomain) -> Result<(), Error> {
         let first = self.domains.is_empty();
         for (done, entry) in self.areas.iter().enumerate() {
             let Entry { start, last: end, value: area } = entry;

@@ -16,9 +16,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use iommu::{PagingDomain, Prot};
-use iova_map::IovaMap;
+use iova_map::{Entry, IovaMap};
 
-use self::pages::PagesId;
+use self::pages::{PagesId, PagesTable};
 use self::reserved::Reserved;
 use crate::Id;
 
@@ -98,6 +98,42 @@ impl Ioas {
     /// The domains that map this IOAS.
     pub(crate) fn domains(&self) -> impl Iterator<Item = &Arc<dyn PagingDomain>> {
         self.domains.iter().map(|(_, domain)| domain)
+    }
+
+    /// Areas keep out of reserved ranges, and every domain maps exactly them.
+    pub(crate) fn check_invariants(&self, table: &PagesTable) -> Result<(), String> {
+        let mut next = 0u64;
+        for Entry { start, last, value: area } in self.areas.iter() {
+            if self.reserved.overlaps(start, last) {
+                return Err(format!("the area {start:#x}..={last:#x} is reserved"));
+            }
+            for (hwpt, domain) in &self.domains {
+                let hole = start.checked_sub(1).filter(|hole| *hole >= next);
+                if hole.is_some_and(|hole| domain.iova_to_phys(hole).is_some()) {
+                    return Err(format!("HWPT {hwpt} maps the hole below {start:#x}"));
+                }
+                let mut at = start;
+                let mut wrong = None;
+                let revoked = table.get(area.pages).revoked;
+                table.runs(area.pages, area.byte, last - start + 1, &mut |run| {
+                    for (iova, pa) in [(at, run.pa), (at + (run.len - 1), run.pa + (run.len - 1))] {
+                        let expected = (!revoked).then_some(pa);
+                        if domain.iova_to_phys(iova) != expected {
+                            wrong = Some(iova);
+                        }
+                    }
+                    at = at.wrapping_add(run.len);
+                });
+                if let Some(iova) = wrong {
+                    return Err(format!("HWPT {hwpt} maps {iova:#x} wrongly"));
+                }
+                if at != last.wrapping_add(1) {
+                    return Err(format!("the area at {start:#x} is not held for HWPT {hwpt}"));
+                }
+            }
+            next = last.saturating_add(1);
+        }
+        Ok(())
     }
 
     pub(crate) fn small_pages_only(&self) -> bool {

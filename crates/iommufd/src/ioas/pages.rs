@@ -116,7 +116,10 @@ enum Pins {
     #[default]
     None,
     /// All pages, contiguous, held equally often: nearly every mapping.
-    Whole { pa: u64, holds: u32 },
+    Whole {
+        pa: u64,
+        holds: u32,
+    },
     Parts(Box<PinnedParts>),
 }
 
@@ -225,12 +228,7 @@ impl Pages {
     }
 
     /// Pins the pages `first..=last` and charges them, or does neither.
-    fn pin_charged(
-        &self,
-        memory: &dyn PhysMemory,
-        first: u64,
-        last: u64,
-    ) -> Result<Runs, Error> {
+    fn pin_charged(&self, memory: &dyn PhysMemory, first: u64, last: u64) -> Result<Runs, Error> {
         let mut runs = Runs::default();
         self.pin(first, last, &mut |run| runs.push(run))?;
         if self.dmabuf().is_none()

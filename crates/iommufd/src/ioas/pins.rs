@@ -116,7 +116,9 @@ impl PinnedParts {
 
     /// Makes `index` the first page of a part, if it lies in one.
     fn split(&mut self, index: u64) {
-        let Some((first, part)) = self.0.range_mut(..index).next_back() else { return };
+        let Some((first, part)) = self.0.range_mut(..index).next_back() else {
+            return;
+        };
         if part.last < index {
             return;
         }

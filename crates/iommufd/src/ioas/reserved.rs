@@ -78,8 +78,8 @@ impl Reserved {
 
     /// What is not reserved, ascending.
     pub(crate) fn free_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let starts = std::iter::once(Some(0))
-            .chain(self.union.iter().map(|&(_, last)| last.checked_add(1)));
+        let starts =
+            std::iter::once(Some(0)).chain(self.union.iter().map(|&(_, last)| last.checked_add(1)));
         let ends = self
             .union
             .iter()

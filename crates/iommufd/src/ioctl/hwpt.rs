@@ -81,8 +81,7 @@ pub(super) fn get_hw_info(context: &Arc<Context>, command: &Command<'_>) -> Resu
     cmd.as_bytes_mut()[word..word + 4].copy_from_slice(&info.data_type.to_ne_bytes());
     cmd.out_capabilities = 0;
     if driver.capable(&device, Capability::DirtyTracking) {
-        cmd.out_capabilities |=
-            u64::from(u::iommufd_hw_capabilities_IOMMU_HW_CAP_DIRTY_TRACKING);
+        cmd.out_capabilities |= u64::from(u::iommufd_hw_capabilities_IOMMU_HW_CAP_DIRTY_TRACKING);
     }
     if !driver.capable(&device, Capability::PciAts) {
         cmd.out_capabilities |=
@@ -153,9 +152,18 @@ pub(super) fn get_dirty_bitmap(context: &Arc<Context>, command: &Command<'_>) ->
             let hwpt = state.hwpt_paging(cmd.hwpt_id)?;
             let dirty = hwpt.domain.dirty().ok_or(Error::Unsupported("dirty tracking"))?;
             let keep = cmd.flags & no_clear != 0;
-            state.ioas(hwpt.ioas)?.read_and_clear_dirty(dirty, first, chunk_last, keep, |at, len| {
-                bits.set((at - first) / cmd.page_size, (at - first + (len - 1)) / cmd.page_size);
-            })
+            state.ioas(hwpt.ioas)?.read_and_clear_dirty(
+                dirty,
+                first,
+                chunk_last,
+                keep,
+                |at, len| {
+                    bits.set(
+                        (at - first) / cmd.page_size,
+                        (at - first + (len - 1)) / cmd.page_size,
+                    );
+                },
+            )
         };
         let written = bits.flush(command.mm(), cmd.data.wrapping_add(index / 8));
         // A hole in the range or in the bitmap ends the walk without an error,
@@ -190,7 +198,9 @@ impl Bits {
         }
         for (index, block) in self.words.chunks_mut(4096).enumerate() {
             let at = at.wrapping_add(index as u64 * 4096);
-            let Some(last) = block.iter().rposition(|&byte| byte != 0) else { continue };
+            let Some(last) = block.iter().rposition(|&byte| byte != 0) else {
+                continue;
+            };
             let first = block.iter().position(|&byte| byte != 0).unwrap_or(0);
             let at = at.wrapping_add(first as u64);
             let mut old = vec![0; last - first + 1];

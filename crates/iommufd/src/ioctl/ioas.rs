@@ -9,9 +9,7 @@ use uapi::iommufd as u;
 
 use super::codec::{Command, read_user};
 use crate::context::{Object, State};
-use crate::ioas::pages::{
-    DmaBufSource, FileSource, Mapper, Pages, PagesId, PagesTable, Source,
-};
+use crate::ioas::pages::{DmaBufSource, FileSource, Mapper, Pages, PagesId, PagesTable, Source};
 use crate::ioas::{Ioas, MapRequest, Piece};
 use crate::{Context, DmaBuf, Error, Id};
 

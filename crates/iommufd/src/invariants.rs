@@ -1,0 +1,68 @@
+//! What must hold between any two calls, checked by tests and the fuzzer.
+
+use std::collections::HashMap;
+
+use crate::Id;
+use crate::context::{Object, State};
+
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+));
+        }
+    };
+}
+
+impl State {
+    /// User counts equal the references there are, areas and reservations do not
+    /// meet, and every domain maps exactly what its IOAS holds. The error says
+    /// what is wrong.
+    pub(crate) fn check_invariants(&self) -> Result<(), String> {
+        self.check_users()?;
+        for (id, object) in self.objects.iter() {
+            if let Object::Ioas(ioas) = object {
+                ioas.check_invariants(&self.pages).map_err(|e| format!("IOAS {id}: {e}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_users(&self) -> Result<(), String> {
+        let mut expected: HashMap<Id, u32> = HashMap::new();
+        let mut refer = |id: Id| *expected.entry(id).or_default() += 1;
+        for (id, object) in self.objects.iter() {
+            match object {
+                Object::HwptPaging(hwpt) => {
+                    refer(hwpt.ioas);
+                    hwpt.fault().into_iter().for_each(&mut refer);
+                }
+                Object::HwptNested(hwpt) => {
+                    refer(hwpt.parent);
+                    hwpt.fault().into_iter().for_each(&mut refer);
+                }
+                Object::Access(access) => {
+                    refer(id);
+                    access.ioas().into_iter().for_each(&mut refer);
+                }
+                Object::Device(_) => refer(id),
+                Object::Ioas(_) | Object::Fault(_) | Object::External(_) => {}
+            }
+        }
+        for group in self.groups.values() {
+            for (hwpt, devices) in group.attachments() {
+                (0..devices).for_each(|_| refer(hwpt));
+            }
+        }
+        for (id, object) in self.objects.iter() {
+            let users = self.objects.users(id).unwrap_or(0);
+            let expected = expected.get(&id).copied().unwrap_or(0);
+            // An open file also holds its queue.
+            let file = u32::from(matches!(object, Object::Fault(_)));
+            ensure!(
+                (expected..=expected + file).contains(&users),
+                "object {id} counts {users} users, {expected} refer to it"
+            );
+        }
+        Ok(())
+    }
+}
