@@ -91,8 +91,10 @@ impl State {
 
     pub(crate) fn is_pasid_compatible(&self, id: Id) -> bool {
         match self.objects.get(id) {
-            Ok(Object::HwptPaging(HwptPaging { common, .. })) => common.pasid_compatible,
-            Ok(Object::HwptNested(HwptNested { common, .. })) => common.pasid_compatible,
+            Ok(
+                Object::HwptPaging(HwptPaging { common, .. })
+                | Object::HwptNested(HwptNested { common, .. }),
+            ) => common.pasid_compatible,
             _ => false,
         }
     }
@@ -102,7 +104,7 @@ impl State {
     pub(crate) fn alloc_hwpt(&mut self, request: &HwptRequest) -> Result<Object, Error> {
         let device = self.device(request.device)?.device.clone();
         let mut object = match self.objects.get(request.parent) {
-            Ok(Object::Ioas(_)) => Object::HwptPaging(self.alloc_paging(
+            Ok(Object::Ioas(_)) => Object::HwptPaging(Self::alloc_paging(
                 &device,
                 request.parent,
                 request.flags,
@@ -134,7 +136,6 @@ impl State {
 
     /// Makes a paging domain; it is in no IOAS yet and holds nothing.
     fn alloc_paging(
-        &self,
         device: &Device,
         ioas: Id,
         flags: u32,
@@ -205,7 +206,7 @@ impl State {
         detach: impl FnOnce(&mut Self),
     ) -> Result<Id, Error> {
         let device = self.device(device_id)?.device.clone();
-        let hwpt = self.alloc_paging(&device, ioas_id, 0, None)?;
+        let hwpt = Self::alloc_paging(&device, ioas_id, 0, None)?;
         let domain = hwpt.domain.clone();
         self.objects.hold(ioas_id);
         let id = self.reserve(Object::HwptPaging(hwpt))?;

@@ -32,4 +32,5 @@ pub use access::AccessHandler;
 pub use context::{Context, Extension, External, Iommufd};
 pub use dmabuf::DmaBuf;
 pub use error::Error;
+pub use ioctl::read_struct;
 pub use objects::Id;

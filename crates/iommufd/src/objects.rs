@@ -25,7 +25,7 @@ enum Slot<T> {
 
 /// Objects by id. The lowest free id is given out first and is free again as
 /// soon as its object is gone, as with the kernel's xarray.
-pub struct ObjectTable<T> {
+pub(crate) struct ObjectTable<T> {
     slots: Vec<Slot<T>>,
     free: BTreeSet<Id>,
 }
@@ -40,7 +40,7 @@ impl<T> Default for ObjectTable<T> {
 impl<T> ObjectTable<T> {
     /// Gives `object` an id that nobody can look up before
     /// [`ObjectTable::finalize`], or the object back if there is none left.
-    pub fn reserve(&mut self, object: T) -> Result<Id, (T, Error)> {
+    pub(crate) fn reserve(&mut self, object: T) -> Result<Id, (T, Error)> {
         if let Some(id) = self.free.pop_first() {
             self.slots[id as usize] = Slot::Reserved(object);
             return Ok(id);
@@ -54,7 +54,7 @@ impl<T> ObjectTable<T> {
     }
 
     /// Publishes a reserved object.
-    pub fn finalize(&mut self, id: Id) {
+    pub(crate) fn finalize(&mut self, id: Id) {
         let slot = &mut self.slots[id as usize];
         match std::mem::take(slot) {
             Slot::Reserved(object) => *slot = Slot::Live { object, users: 0 },
@@ -63,7 +63,7 @@ impl<T> ObjectTable<T> {
     }
 
     /// Takes out a live object that nobody uses.
-    pub fn remove(&mut self, id: Id) -> Result<T, Error> {
+    pub(crate) fn remove(&mut self, id: Id) -> Result<T, Error> {
         match self.slots.get(id as usize) {
             Some(Slot::Live { users: 0, .. }) => {}
             Some(Slot::Live { .. }) => return Err(Error::Busy("other objects refer to it")),
@@ -73,7 +73,7 @@ impl<T> ObjectTable<T> {
     }
 
     /// Takes out a reserved object, whose id never became known.
-    pub fn abort(&mut self, id: Id) -> Result<T, Error> {
+    pub(crate) fn abort(&mut self, id: Id) -> Result<T, Error> {
         match self.slots.get(id as usize) {
             Some(Slot::Reserved(_)) => self.take(id),
             _ => Err(Error::NoObject(id)),
@@ -89,7 +89,7 @@ impl<T> ObjectTable<T> {
     }
 
     /// A live object.
-    pub fn get(&self, id: Id) -> Result<&T, Error> {
+    pub(crate) fn get(&self, id: Id) -> Result<&T, Error> {
         match self.slots.get(id as usize) {
             Some(Slot::Live { object, .. }) => Ok(object),
             _ => Err(Error::NoObject(id)),
@@ -97,7 +97,7 @@ impl<T> ObjectTable<T> {
     }
 
     /// A live object, to change.
-    pub fn get_mut(&mut self, id: Id) -> Result<&mut T, Error> {
+    pub(crate) fn get_mut(&mut self, id: Id) -> Result<&mut T, Error> {
         match self.slots.get_mut(id as usize) {
             Some(Slot::Live { object, .. }) => Ok(object),
             _ => Err(Error::NoObject(id)),
@@ -105,14 +105,14 @@ impl<T> ObjectTable<T> {
     }
 
     /// One more long-term holder.
-    pub fn hold(&mut self, id: Id) {
+    pub(crate) fn hold(&mut self, id: Id) {
         if let Some(Slot::Live { users, .. }) = self.slots.get_mut(id as usize) {
             *users += 1;
         }
     }
 
     /// One holder fewer.
-    pub fn unhold(&mut self, id: Id) {
+    pub(crate) fn unhold(&mut self, id: Id) {
         if let Some(Slot::Live { users, .. }) = self.slots.get_mut(id as usize) {
             debug_assert!(*users > 0, "object {id} has no holder to drop");
             *users = users.saturating_sub(1);
@@ -120,7 +120,7 @@ impl<T> ObjectTable<T> {
     }
 
     /// How many hold a live object.
-    pub fn users(&self, id: Id) -> Option<u32> {
+    pub(crate) fn users(&self, id: Id) -> Option<u32> {
         match self.slots.get(id as usize) {
             Some(Slot::Live { users, .. }) => Some(*users),
             _ => None,
@@ -128,21 +128,13 @@ impl<T> ObjectTable<T> {
     }
 
     /// Whether there is no object at all.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.iter().next().is_none()
     }
 
     /// Live objects in the order of their ids.
-    pub fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Id, &T)> {
         self.slots.iter().enumerate().filter_map(|(id, slot)| match slot {
-            Slot::Live { object, .. } => Some((id as Id, object)),
-            _ => None,
-        })
-    }
-
-    /// Live objects in the order of their ids, to change.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Id, &mut T)> {
-        self.slots.iter_mut().enumerate().filter_map(|(id, slot)| match slot {
             Slot::Live { object, .. } => Some((id as Id, object)),
             _ => None,
         })

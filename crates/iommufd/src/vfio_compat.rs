@@ -10,7 +10,7 @@ use iommu::Prot;
 use uapi::{Plain, nr, vfio as v};
 
 use crate::context::State;
-use crate::ioctl::{Memory, read_user};
+use crate::ioctl::{Memory, NewMapping, read_user};
 use crate::{Context, Error, Id};
 
 pub(crate) fn ioctl(
@@ -132,9 +132,14 @@ fn map_dma(context: &Arc<Context>, task: &dyn Task, arg: u64) -> Result<i32, Err
     let mut prot = Prot::CACHE;
     prot.set(Prot::READ, map.flags & v::VFIO_DMA_MAP_FLAG_READ != 0);
     prot.set(Prot::WRITE, map.flags & v::VFIO_DMA_MAP_FLAG_WRITE != 0);
-    let id = context.lock().compat_ioas()?;
-    let memory = Memory::User(map.vaddr);
-    context.map_memory(task, id, memory, map.size, prot, Some(map.iova), |_| Ok(()))?;
+    let new = NewMapping {
+        ioas: context.lock().compat_ioas()?,
+        memory: Memory::User(map.vaddr),
+        length: map.size,
+        prot,
+        iova: Some(map.iova),
+    };
+    context.map_memory(task, new, |_| Ok(()))?;
     Ok(0)
 }
 

@@ -18,8 +18,8 @@ pub(crate) enum ReservedBy {
 /// Reserved and allowed ranges of one IOAS. Reservations may overlap.
 #[derive(Default)]
 pub(crate) struct Reserved {
-    reserved: Vec<(u64, u64, ReservedBy)>,
-    /// The union of `reserved`, ascending and not touching.
+    ranges: Vec<(u64, u64, ReservedBy)>,
+    /// The union of `ranges`, ascending and not touching.
     union: Vec<(u64, u64)>,
     allowed: IovaMap<()>,
 }
@@ -37,17 +37,17 @@ impl Reserved {
     }
 
     pub(crate) fn add(&mut self, first: u64, last: u64, by: ReservedBy) {
-        self.reserved.push((first, last, by));
+        self.ranges.push((first, last, by));
         self.rebuild();
     }
 
     pub(crate) fn remove(&mut self, by: ReservedBy) {
-        self.reserved.retain(|&(_, _, owner)| owner != by);
+        self.ranges.retain(|&(_, _, owner)| owner != by);
         self.rebuild();
     }
 
     fn rebuild(&mut self) {
-        let mut all: Vec<_> = self.reserved.iter().map(|&(first, last, _)| (first, last)).collect();
+        let mut all: Vec<_> = self.ranges.iter().map(|&(first, last, _)| (first, last)).collect();
         all.sort_unstable();
         self.union.clear();
         for (first, last) in all {

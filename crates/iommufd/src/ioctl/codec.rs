@@ -71,6 +71,11 @@ impl<'a> Command<'a> {
         Ok(self.task.mm().copy_to_user(self.arg + offset as u64, bytes)?)
     }
 
+    /// How many of the bytes that we know user space has.
+    pub(crate) fn user_size(&self) -> usize {
+        self.user_size
+    }
+
     pub(crate) fn task(&self) -> &'a dyn Task {
         self.task
     }

@@ -9,8 +9,8 @@ use uapi::iommufd as u;
 
 use super::codec::{Command, read_user};
 use crate::context::{Object, State};
-use crate::ioas::pages::{DmaBufSource, FileSource, Mapper, Pages, PagesId, PagesTable, Source};
-use crate::ioas::{Ioas, MapRequest, Piece};
+use crate::ioas::pages::{DmaBufSource, FileSource, Mapper, Pages, PagesId, Source};
+use crate::ioas::{MapRequest, Piece};
 use crate::{Context, DmaBuf, Error, Id};
 
 const FIXED_IOVA: u32 = u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
@@ -94,6 +94,17 @@ pub(crate) fn bounded(values: &[u64]) -> Result<(), Error> {
     if values.contains(&u64::MAX) { Err(Error::Overflow("address or length")) } else { Ok(()) }
 }
 
+/// A new mapping.
+pub(crate) struct NewMapping {
+    pub(crate) ioas: Id,
+    pub(crate) memory: Memory,
+    /// In bytes.
+    pub(crate) length: u64,
+    pub(crate) prot: Prot,
+    /// Where, if user space chose.
+    pub(crate) iova: Option<u64>,
+}
+
 /// Memory to map: at an address of the caller, or in a file.
 pub(crate) enum Memory {
     User(u64),
@@ -101,25 +112,25 @@ pub(crate) enum Memory {
 }
 
 impl Context {
-    /// Maps `length` bytes of memory in an IOAS and passes the IOVA to
-    /// `respond`; if that fails nothing stays mapped.
+    /// Maps memory and passes the IOVA to `respond`; if that fails nothing
+    /// stays mapped.
     pub(crate) fn map_memory(
         &self,
         task: &dyn Task,
-        ioas_id: Id,
-        memory: Memory,
-        length: u64,
-        prot: Prot,
-        iova: Option<u64>,
+        new: NewMapping,
         respond: impl FnOnce(u64) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let NewMapping { ioas: ioas_id, memory, length, prot, iova } = new;
         let iova = {
             let mut state = self.lock();
             state.ioas(ioas_id)?;
             let mapper = state.mapper(task);
             let (pages, prot) = self.pages_of(mapper, memory, length, prot)?;
             let (ioas, table) = state.ioas_and_pages(ioas_id)?;
-            map_new(ioas, table, pages, length, prot, iova)?
+            let id = table.insert(pages)?;
+            let pieces = [Piece { pages: id, byte: 0, len: length }];
+            let mapped = ioas.map(table, &MapRequest { pieces: &pieces, prot, iova });
+            mapped.inspect_err(|_| table.discard(id))?
         };
         respond(iova).inspect_err(|_| {
             let _ = self.unmap_range(ioas_id, iova, iova + (length - 1));
@@ -170,23 +181,6 @@ impl Context {
     }
 }
 
-fn map_new(
-    ioas: &mut Ioas,
-    table: &mut PagesTable,
-    pages: Pages,
-    length: u64,
-    prot: Prot,
-    iova: Option<u64>,
-) -> Result<u64, Error> {
-    let id = table.insert(pages)?;
-    let pieces = [Piece { pages: id, byte: 0, len: length }];
-    let mapped = ioas.map(table, &MapRequest { pieces: &pieces, prot, iova });
-    if mapped.is_err() {
-        table.discard(id);
-    }
-    mapped
-}
-
 pub(super) fn map(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_ioas_map = command.get();
     let prot = protection(cmd.flags)?;
@@ -198,7 +192,8 @@ pub(super) fn map(context: &Arc<Context>, command: &Command<'_>) -> Result<(), E
     let fixed = (cmd.flags & FIXED_IOVA != 0).then_some(cmd.iova);
     let memory = Memory::User(cmd.user_va);
     let (ioas, length) = (cmd.ioas_id, cmd.length);
-    context.map_memory(command.task(), ioas, memory, length, prot, fixed, |iova| {
+    let new = NewMapping { ioas, memory, length, prot, iova: fixed };
+    context.map_memory(command.task(), new, |iova| {
         cmd.iova = iova;
         command.respond(&cmd)
     })
@@ -218,7 +213,8 @@ pub(super) fn map_file(context: &Arc<Context>, command: &Command<'_>) -> Result<
     let fixed = (cmd.flags & FIXED_IOVA != 0).then_some(cmd.iova);
     let memory = Memory::File { file, start: cmd.start };
     let (ioas, length) = (cmd.ioas_id, cmd.length);
-    context.map_memory(command.task(), ioas, memory, length, prot, fixed, |iova| {
+    let new = NewMapping { ioas, memory, length, prot, iova: fixed };
+    context.map_memory(command.task(), new, |iova| {
         cmd.iova = iova;
         command.respond(&cmd)
     })

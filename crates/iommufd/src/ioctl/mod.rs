@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use host::Task;
 use uapi::iommufd as u;
-use uapi::nr;
+use uapi::{Plain, nr};
 
 pub(crate) use self::codec::{Command, read_user};
-pub(crate) use self::ioas::Memory;
+pub(crate) use self::ioas::{Memory, NewMapping};
 use crate::{Context, Error};
 
 type Handler = fn(&Arc<Context>, &Command<'_>) -> Result<(), Error>;
@@ -92,6 +92,14 @@ pub(crate) fn ioctl(
     let command = Command::read(task, arg, op.min, op.size)?;
     (op.handler)(context, &command)?;
     Ok(0)
+}
+
+/// Reads a struct by the rules of every iommufd ioctl: `T` bytes are known, at
+/// least `min` needed, and what user space has beyond must be zero. Returns
+/// also how many of its bytes user space has. For [`crate::Extension`]s.
+pub fn read_struct<T: Plain>(task: &dyn Task, arg: u64, min: usize) -> Result<(T, usize), Error> {
+    let command = Command::read(task, arg, min, size_of::<T>())?;
+    Ok((command.get(), command.user_size()))
 }
 
 fn destroy(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
