@@ -1,0 +1,115 @@
+//! The `host` traits on Linux: memory of this process and of others.
+//!
+//! **A physical address names a page, not one mapping of it.**
+//!
+//! | memory | physical address | backing |
+//! |---|---|---|
+//! | private, of this process | its virtual address | the mapping itself: memory taken away aborts the access |
+//! | shared: memfd, tmpfs, hugetlbfs, shared anonymous, shared file | a range per object, above 2⁴⁷ | our own mapping of the object, kept while it is pinned |
+//! | private, of another process | a range per GiB of it, above 2⁴⁷ | `process_vm_readv` until it dies |
+//!
+//! One [`Host`] holds all of it. Nothing here calls the C library for a system
+//! call that an interposition library would want to define: `rustix` speaks to
+//! the kernel itself.
+
+mod buddy;
+mod fd;
+mod local;
+mod memfile;
+mod object;
+mod phys;
+mod remote;
+mod segment;
+mod user_copy;
+mod vma;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use host::{MemoryFile, Mm, PhysMemory};
+use parking_lot::Mutex;
+
+pub use fd::{PrivateFd, close_private_fds, is_private_fd};
+pub use local::LocalMm;
+pub use memfile::FdFile;
+pub use phys::Phys;
+pub use remote::RemoteMm;
+
+/// The memory of one process and of those that talk to it.
+///
+/// A forked child must not use its copy of the parent's `Host`: it makes its own.
+pub struct Host {
+    pid: u32,
+    phys: Arc<Phys>,
+    phys_dyn: Arc<dyn PhysMemory>,
+    local: Arc<dyn Mm>,
+    remotes: Mutex<HashMap<u32, Arc<RemoteMm>>>,
+}
+
+impl Host {
+    /// The host as this process sees it. Needs `/proc`.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let pid = std::process::id();
+        let phys = Arc::new(Phys::new(pid));
+        let local: Arc<dyn Mm> = Arc::new(LocalMm::new(Arc::clone(&phys))?);
+        Ok(Arc::new(Self {
+            pid,
+            phys_dyn: Arc::clone(&phys) as Arc<dyn PhysMemory>,
+            phys,
+            local,
+            remotes: Mutex::default(),
+        }))
+    }
+
+    /// This process's address space.
+    pub fn local_mm(&self) -> &Arc<dyn Mm> {
+        &self.local
+    }
+
+    /// The physical address space.
+    pub fn phys(&self) -> &Arc<dyn PhysMemory> {
+        &self.phys_dyn
+    }
+
+    /// The address space of the process `pid`: the same one, with the same
+    /// counters, for as long as the process lives and does not exec.
+    pub fn mm_of(&self, pid: u32) -> io::Result<Arc<dyn Mm>> {
+        if pid == self.pid {
+            return Ok(Arc::clone(&self.local));
+        }
+        let mut remotes = self.remotes.lock();
+        if let Some(mm) = remotes.get(&pid)
+            && mm.is_alive()
+        {
+            return Ok(Arc::clone(mm) as Arc<dyn Mm>);
+        }
+        remotes.retain(|_, mm| mm.is_alive());
+        let mm = Arc::new(RemoteMm::new(Arc::clone(&self.phys), pid)?);
+        remotes.insert(pid, Arc::clone(&mm));
+        Ok(mm)
+    }
+
+    /// The address space of `pid` if it is this process or one that
+    /// [`Host::mm_of`] has met; its counters are what `/proc/PID/status` should
+    /// tell.
+    pub fn known_mm(&self, pid: u32) -> Option<Arc<dyn Mm>> {
+        if pid == self.pid {
+            return Some(Arc::clone(&self.local));
+        }
+        let remotes = self.remotes.lock();
+        let mm = remotes.get(&pid).filter(|mm| mm.is_alive())?;
+        Some(Arc::clone(mm) as Arc<dyn Mm>)
+    }
+
+    /// Pages of shared objects pinned now, over all of them.
+    pub fn pinned_object_pages(&self) -> u64 {
+        self.phys.pinned_pages()
+    }
+
+    /// A descriptor that may hold memory, to pin pages of it.
+    pub fn memory_file(&self, fd: OwnedFd) -> Arc<dyn MemoryFile> {
+        Arc::new(FdFile::new(Arc::clone(&self.phys), fd))
+    }
+}

@@ -1,0 +1,146 @@
+//! Physical memory: private pages by address, objects by table.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use host::{BusError, PAGE_SIZE, PhysAllocation, PhysMemory, PhysRun};
+use parking_lot::RwLock;
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::buddy::WINDOW_START;
+use crate::fd::PrivateFd;
+use crate::memfile::key_of;
+use crate::object::{Key, Table};
+use crate::segment::Segment;
+use crate::user_copy::{read_process, write_process};
+
+/// The physical address space of one process's machine.
+pub struct Phys {
+    pid: u32,
+    table: Arc<RwLock<Table>>,
+}
+
+impl Phys {
+    pub(crate) fn new(pid: u32) -> Self {
+        Self {
+            pid,
+            table: Arc::new(RwLock::new(Table::new())),
+        }
+    }
+
+    /// The process whose private memory is addressed by its virtual addresses.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) fn pinned_pages(&self) -> u64 {
+        self.table.read().pinned_pages()
+    }
+
+    /// Pins `range` (page-aligned) of the object `key`. An object met for the
+    /// first time gets room for `size` bytes; `segment` makes a backing for the
+    /// range if there is none yet.
+    pub(crate) fn pin_object(
+        &self,
+        key: Key,
+        range: &Range<u64>,
+        write: bool,
+        size: u64,
+        segment: impl FnOnce() -> Option<Segment>,
+    ) -> Option<Vec<PhysRun>> {
+        let known = self.table.read().pin_known(key, range, write);
+        known.or_else(|| {
+            // Mapped without the lock: this takes system calls.
+            let segment = segment();
+            self.table.write().pin_new(key, range, write, size, segment)
+        })
+    }
+}
+
+impl PhysMemory for Phys {
+    fn read(&self, pa: u64, buf: &mut [u8]) -> Result<(), BusError> {
+        let result = if pa < WINDOW_START {
+            read_process(self.pid, pa, buf)
+        } else {
+            self.table.read().read(pa, buf)
+        };
+        result.map_err(|_| BusError { pa })
+    }
+
+    fn write(&self, pa: u64, buf: &[u8]) -> Result<(), BusError> {
+        let result = if pa < WINDOW_START {
+            write_process(self.pid, pa, buf)
+        } else {
+            self.table.read().write(pa, buf)
+        };
+        result.map_err(|_| BusError { pa })
+    }
+
+    fn unpin(&self, run: PhysRun) {
+        if run.pa < WINDOW_START {
+            return;
+        }
+        unpin(&self.table, run);
+    }
+
+    fn alloc(&self, len: u64) -> Option<Box<dyn PhysAllocation>> {
+        let len = len
+            .checked_next_multiple_of(PAGE_SIZE)
+            .filter(|&len| len != 0)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create("softiommu", flags).ok()?;
+        rustix::fs::ftruncate(&fd, len).ok()?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&fd, seals).ok()?;
+        let key = key_of(&rustix::fs::fstat(&fd).ok()?);
+        let fd = PrivateFd::new(fd).ok()?;
+        let segment = || Segment::of_file(self.pid, fd.as_fd(), 0..len);
+        let runs = self.pin_object(key, &(0..len), true, len, segment)?;
+        let allocation = |run| Allocation {
+            run,
+            fd,
+            table: Arc::clone(&self.table),
+        };
+        match runs[..] {
+            [run] => Some(Box::new(allocation(run))),
+            // Longer than the largest block: not contiguous.
+            _ => {
+                runs.iter().for_each(|&run| self.unpin(run));
+                None
+            }
+        }
+    }
+}
+
+fn unpin(table: &RwLock<Table>, run: PhysRun) {
+    let unpinned = table.read().unpin(run);
+    for key in unpinned {
+        // A pin may have come in between: asked again under the lock.
+        let segments = table.write().remove_if_unpinned(key);
+        drop(segments);
+    }
+}
+
+/// A sealed memfd: an object like others, with one pin of its own.
+struct Allocation {
+    run: PhysRun,
+    fd: PrivateFd,
+    table: Arc<RwLock<Table>>,
+}
+
+impl PhysAllocation for Allocation {
+    fn run(&self) -> PhysRun {
+        self.run
+    }
+
+    fn fd(&self) -> std::io::Result<OwnedFd> {
+        Ok(rustix::io::fcntl_dupfd_cloexec(&self.fd, 0)?)
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        unpin(&self.table, self.run);
+    }
+}

@@ -1,0 +1,227 @@
+//! Ways to reach the bytes of an object.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use host::Fault;
+use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+use rustix::mm::{madvise, mmap, mprotect, mremap, munmap};
+
+use crate::user_copy::{read_process, write_process};
+use crate::vma::{Maps, Vma};
+
+/// A stretch of an object that can be read and perhaps written.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// Bytes of the object that this reaches.
+    pub(crate) range: Range<u64>,
+    pub(crate) writable: bool,
+    backing: Backing,
+}
+
+#[derive(Debug)]
+enum Backing {
+    Mapping(Mapping),
+    /// The client's own mapping at `va`: only as long as it keeps it.
+    Client {
+        pid: u32,
+        maps: Arc<Maps>,
+        va: u64,
+    },
+}
+
+/// A mapping of ours, unmapped on drop.
+#[derive(Debug)]
+struct Mapping {
+    base: usize,
+    len: usize,
+    /// Our process, to copy through `process_vm_readv`.
+    pid: u32,
+    /// The object can never shrink, so plain loads and stores cannot fault.
+    sealed: bool,
+}
+
+impl Segment {
+    /// A duplicate of the shared mapping `vma` of this process.
+    pub(crate) fn duplicate(pid: u32, vma: &Vma) -> Option<Self> {
+        let len = (vma.range.end - vma.range.start) as usize;
+        // SAFETY: an old size of 0 leaves the old mapping alone and makes a new
+        // one, somewhere free, of the same shared object.
+        let base =
+            unsafe { mremap(vma.range.start as *mut _, 0, len, MremapFlags::MAYMOVE) }.ok()?;
+        let mapping = Mapping::adopt(base as usize, len, pid, false);
+        let writable = vma.writable || mapping.make_writable();
+        let start = vma.offset;
+        Some(Self::from_mapping(mapping, start, writable))
+    }
+
+    /// Our own mapping of the bytes `range` (page-aligned) of `fd`.
+    pub(crate) fn of_file(pid: u32, fd: BorrowedFd<'_>, range: Range<u64>) -> Option<Self> {
+        let len = usize::try_from(range.end - range.start).ok()?;
+        let map = |prot| {
+            // SAFETY: a new mapping at an address the kernel chooses.
+            unsafe {
+                mmap(
+                    std::ptr::null_mut(),
+                    len,
+                    prot,
+                    MapFlags::SHARED | MapFlags::NORESERVE,
+                    fd,
+                    range.start,
+                )
+            }
+        };
+        let (base, writable) = match map(ProtFlags::READ | ProtFlags::WRITE) {
+            Ok(base) => (base, true),
+            Err(_) => (map(ProtFlags::READ).ok()?, false),
+        };
+        // A hole of a hugetlb file may still find no page; a hole of a memfd does.
+        let sealed = fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
+            && rustix::fs::fstatfs(fd)
+                .is_ok_and(|fs| fs.f_type as u64 == crate::memfile::TMPFS_MAGIC);
+        let mapping = Mapping::adopt(base as usize, len, pid, sealed);
+        Some(Self::from_mapping(mapping, range.start, writable))
+    }
+
+    /// The whole of the file that `/proc/PID/map_files` gives for `vma`; needs
+    /// privileges.
+    pub(crate) fn of_map_file(own_pid: u32, pid: u32, vma: &Vma) -> Option<Self> {
+        let path = format!(
+            "/proc/{pid}/map_files/{:x}-{:x}",
+            vma.range.start, vma.range.end
+        );
+        let open = |flags| rustix::fs::open(&path, flags | OFlags::CLOEXEC, Mode::empty());
+        let fd = open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY)).ok()?;
+        let end = vma.offset + (vma.range.end - vma.range.start);
+        Self::of_file(own_pid, fd.as_fd(), vma.offset..end)
+    }
+
+    /// The client's mapping `vma` itself.
+    pub(crate) fn client(pid: u32, maps: &Arc<Maps>, vma: &Vma, offset: u64) -> Self {
+        Self {
+            range: offset..offset + (vma.range.end - vma.range.start),
+            writable: vma.writable,
+            backing: Backing::Client {
+                pid,
+                maps: Arc::clone(maps),
+                va: vma.range.start,
+            },
+        }
+    }
+
+    fn from_mapping(mapping: Mapping, start: u64, writable: bool) -> Self {
+        Self {
+            range: start..start + mapping.len as u64,
+            writable,
+            backing: Backing::Mapping(mapping),
+        }
+    }
+
+    /// Whether this serves an access of `range`.
+    pub(crate) fn covers(&self, range: &Range<u64>, write: bool) -> bool {
+        self.range.start <= range.start && range.end <= self.range.end && (self.writable || !write)
+    }
+
+    /// Reads at `offset` of the object, inside [`Self::range`].
+    pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let delta = offset - self.range.start;
+        match &self.backing {
+            Backing::Mapping(mapping) if mapping.sealed => {
+                let from = (mapping.base + delta as usize) as *const u8;
+                // SAFETY: inside our mapping of an object that cannot shrink.
+                unsafe { copy(from, buf.as_mut_ptr(), buf.len()) };
+                Ok(())
+            }
+            Backing::Mapping(mapping) => {
+                read_process(mapping.pid, mapping.base as u64 + delta, buf)
+            }
+            Backing::Client { pid, maps, va } => {
+                read_process(*pid, va + delta, buf)?;
+                // The process may have become another one meanwhile.
+                maps.is_alive()
+                    .then_some(())
+                    .ok_or(Fault { va: va + delta })
+            }
+        }
+    }
+
+    /// Writes at `offset` of the object, inside [`Self::range`].
+    pub(crate) fn write(&self, offset: u64, buf: &[u8]) -> Result<(), Fault> {
+        let delta = offset - self.range.start;
+        match &self.backing {
+            Backing::Mapping(mapping) if mapping.sealed => {
+                let to = (mapping.base + delta as usize) as *mut u8;
+                // SAFETY: inside our writable mapping of an object that cannot shrink.
+                unsafe { copy(buf.as_ptr(), to, buf.len()) };
+                Ok(())
+            }
+            Backing::Mapping(mapping) => {
+                write_process(mapping.pid, mapping.base as u64 + delta, buf)
+            }
+            Backing::Client { pid, maps, va } => {
+                if !maps.is_alive() {
+                    return Err(Fault { va: va + delta });
+                }
+                write_process(*pid, va + delta, buf)
+            }
+        }
+    }
+}
+
+/// Copies shared memory; an aligned 4 or 8 bytes in one access, because
+/// descriptors and doorbells are read while others write them.
+///
+/// # Safety
+/// Both must be valid for `len` bytes; one of them is shared with other
+/// processes, who see bytes and not Rust values.
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    let aligned = |align: usize| (from as usize | to as usize).is_multiple_of(align);
+    // SAFETY: as promised by the caller; alignment was just checked.
+    unsafe {
+        match len {
+            8 if aligned(8) => to
+                .cast::<u64>()
+                .write_volatile(from.cast::<u64>().read_volatile()),
+            4 if aligned(4) => to
+                .cast::<u32>()
+                .write_volatile(from.cast::<u32>().read_volatile()),
+            _ => std::ptr::copy(from, to, len),
+        }
+    }
+}
+
+impl Mapping {
+    /// Takes over a mapping just made. It stays out of forked children: they
+    /// would keep the object alive.
+    fn adopt(base: usize, len: usize, pid: u32, sealed: bool) -> Self {
+        // SAFETY: our own mapping; no child of ours uses it.
+        let _ = unsafe { madvise(base as *mut _, len, Advice::LinuxDontFork) };
+        Self {
+            base,
+            len,
+            pid,
+            sealed,
+        }
+    }
+
+    fn make_writable(&self) -> bool {
+        // SAFETY: our own mapping, to which no reference exists.
+        unsafe {
+            mprotect(
+                self.base as *mut _,
+                self.len,
+                MprotectFlags::READ | MprotectFlags::WRITE,
+            )
+        }
+        .is_ok()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which no reference exists.
+        let _ = unsafe { munmap(self.base as *mut _, self.len) };
+    }
+}
