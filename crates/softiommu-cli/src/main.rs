@@ -1,0 +1,36 @@
+//! `softiommu`: a whole IOMMU for programs that have none.
+#![forbid(unsafe_code)]
+
+mod library;
+mod program;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "softiommu",
+    version,
+    about = "A whole IOMMU in user space",
+    long_about = "Gives programs a working /dev/iommu on a machine that has neither an IOMMU nor \
+                  the kernel support for one."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Run),
+}
+
+fn main() -> ExitCode {
+    let Command::Run(run) = Cli::parse().command;
+    // Only returns if the program could not be started.
+    let error = run.exec();
+    eprintln!("softiommu: {error}");
+    ExitCode::from(error.exit_code())
+}

@@ -1,0 +1,119 @@
+//! `softiommu run`: the program in place of this one, with our library in it.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use clap::Args;
+use softiommu_machine::{Machine, Model};
+
+use crate::library::{self, LibraryError};
+use crate::program::{self, ProgramError};
+
+/// Run a program with a working /dev/iommu
+///
+/// The program is started in place of softiommu: its standard streams, its
+/// signals and its exit status are its own. Programs that it starts have the
+/// same /dev/iommu.
+///
+/// The library is put into the program with LD_PRELOAD. That reaches what the
+/// program does through the C library; statically linked programs, programs
+/// that make system calls themselves (Go) and set-user-ID programs are out of
+/// its reach.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  softiommu run -- ./my-vmm --device vfio
+  softiommu run -v --log /tmp/iommu.log -- cargo test
+  softiommu run --machine machine.toml -- ./client
+
+Exit status: the program's own; 125 if softiommu itself failed, 126 if the program cannot be
+run with the library in it, 127 if it was not found.")]
+pub(crate) struct Run {
+    /// The machine file: which IOMMUs there are (see the README)
+    #[arg(long, value_name = "FILE.toml", conflicts_with = "iommu")]
+    machine: Option<PathBuf>,
+
+    /// The model of the one IOMMU: `mock` is what the kernel's selftests expect
+    #[arg(long, value_name = "MODEL", default_value_t = Model::Mock)]
+    iommu: Model,
+
+    /// Log refused ioctls to standard error; -vv logs every emulated call
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    /// Log to a file instead; implies -v
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+/// Why the program was not started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    #[error(transparent)]
+    Machine(#[from] softiommu_machine::Error),
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("cannot write the log file {}: {source}", path.display())]
+    Log { path: PathBuf, source: std::io::Error },
+    #[error("cannot start {}: {source}", path.display())]
+    Exec { path: PathBuf, source: std::io::Error },
+}
+
+impl RunError {
+    /// As shells and `env` have it.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Program(ProgramError::NotFound { .. }) => 127,
+            Self::Program(_) | Self::Exec { .. } => 126,
+            Self::Machine(_) | Self::Library(_) | Self::Log { .. } => 125,
+        }
+    }
+}
+
+impl Run {
+    /// Becomes the program; returns only why it could not.
+    pub(crate) fn exec(self) -> RunError {
+        match self.prepare() {
+            Ok((path, mut command)) => RunError::Exec { path, source: command.exec() },
+            Err(error) => error,
+        }
+    }
+
+    fn prepare(self) -> Result<(PathBuf, Command), RunError> {
+        let machine = match &self.machine {
+            Some(path) => Machine::from_file(path)?,
+            None => Machine::with(self.iommu),
+        };
+        let library = library::find()?;
+        let (name, args) = self.program.split_first().ok_or(ProgramError::Missing)?;
+        let path = program::find(name)?;
+        program::check(&path)?;
+        let mut command = Command::new(&path);
+        command.arg0(name).args(args);
+        let mut preload = library.into_os_string();
+        if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
+            preload.push(":");
+            preload.push(others);
+        }
+        command.env("LD_PRELOAD", preload).env("SOFTIOMMU_MACHINE", machine.to_toml());
+        if self.verbose > 0 || self.log.is_some() {
+            let level = if self.verbose > 1 { "trace" } else { "debug" };
+            command.env("SOFTIOMMU_LOG_LEVEL", level);
+        }
+        if let Some(log) = self.log {
+            let path = std::path::absolute(&log).unwrap_or(log);
+            // Found out now rather than inside the program.
+            let opened = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+            opened.map_err(|source| RunError::Log { path: path.clone(), source })?;
+            command.env("SOFTIOMMU_LOG", path);
+        }
+        Ok((path, command))
+    }
+}
