@@ -132,7 +132,7 @@ impl State {
     }
 
     fn install(&mut self, file: OpenFile) -> i32 {
-        let fd = (3..).find(|fd| !self.files.contains_key(fd)).unwrap_or(i32::MAX);
+        let fd = (3..i32::MAX).find(|fd| !self.files.contains_key(fd)).unwrap_or(i32::MAX);
         self.files.insert(fd, file);
         fd
     }

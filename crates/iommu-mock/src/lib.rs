@@ -10,7 +10,9 @@
 mod domain;
 mod driver;
 mod nested;
+mod viommu;
 
 pub use domain::MockDomain;
 pub use driver::{MockDevice, MockDriver};
 pub use nested::MockNested;
+pub use viommu::MockViommu;

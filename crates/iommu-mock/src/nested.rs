@@ -4,17 +4,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use iommu::{Error, NestedDomain, UserArray};
 use uapi::selftest as t;
 
-use crate::MockDomain;
+use crate::{MockDomain, MockViommu};
 
 /// A nested domain: four IOTLB entries that invalidations zero.
 pub struct MockNested {
-    parent: Arc<MockDomain>,
+    /// Never asked for: it lives as long as this does.
+    _parent: Arc<MockDomain>,
+    /// The vIOMMU that it was allocated on.
+    viommu: Option<Arc<MockViommu>>,
     iotlb: Mutex<[u32; t::MOCK_NESTED_DOMAIN_IOTLB_NUM]>,
 }
 
 impl MockNested {
-    pub(crate) fn new(parent: Arc<MockDomain>, iotlb: u32) -> Self {
-        Self { parent, iotlb: Mutex::new([iotlb; t::MOCK_NESTED_DOMAIN_IOTLB_NUM]) }
+    pub(crate) fn new(
+        parent: Arc<MockDomain>,
+        iotlb: u32,
+        viommu: Option<Arc<MockViommu>>,
+    ) -> Self {
+        let iotlb = Mutex::new([iotlb; t::MOCK_NESTED_DOMAIN_IOTLB_NUM]);
+        Self { _parent: parent, viommu, iotlb }
     }
 
     /// The domain, if it is the mock's.
@@ -22,8 +30,8 @@ impl MockNested {
         (domain as Arc<dyn Any + Send + Sync>).downcast().ok()
     }
 
-    pub(crate) fn parent(&self) -> &Arc<MockDomain> {
-        &self.parent
+    pub(crate) fn viommu(&self) -> Option<&Arc<MockViommu>> {
+        self.viommu.as_ref()
     }
 
     /// What is in an IOTLB entry.

@@ -2,7 +2,7 @@ use std::any::Any;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use host::Fault;
+use host::{Fault, PhysAllocation};
 use uapi::Plain;
 
 use crate::{Device, Domain, Error, NestedDomain, PageRequest, PageResponse, PagingDomain};
@@ -132,9 +132,89 @@ pub trait Driver: Any + Send + Sync {
     /// Aborts the device's traffic from now on; cannot fail.
     fn block(&self, device: &Device, target: Target, old: &Domain);
 
+    /// Makes a VM's slice of this IOMMU over a nesting parent. Beside it comes
+    /// what to write back into the user's data, if anything.
+    fn alloc_viommu(
+        &self,
+        device: &Device,
+        viommu_type: u32,
+        parent: &Arc<dyn PagingDomain>,
+        data: Option<&UserData>,
+        host: ViommuHost<'_>,
+    ) -> Result<(Arc<dyn Viommu>, Vec<u8>), Error> {
+        let _ = (device, viommu_type, parent, data, host);
+        Err(Error::Unsupported("vIOMMUs"))
+    }
+
+    /// Whether the driver makes vIOMMUs of this type for the device.
+    fn has_viommu(&self, device: &Device, viommu_type: u32) -> bool {
+        let _ = (device, viommu_type);
+        false
+    }
+
     /// Answers a group of page requests.
     fn page_response(&self, device: &Device, last: &PageRequest, response: PageResponse) {
         let _ = (device, last, response);
+    }
+}
+
+/// What iommufd offers a driver that makes a vIOMMU.
+pub struct ViommuHost<'a> {
+    /// Takes memory that user space may map and returns its `mmap` offset.
+    pub add_mmap: &'a mut dyn FnMut(Arc<dyn PhysAllocation>) -> Result<u64, Error>,
+    /// Takes the vIOMMU's events from now on.
+    pub events: Arc<dyn EventSink>,
+}
+
+/// Where a vIOMMU's events go.
+pub trait EventSink: Send + Sync {
+    /// Queues an event of a type, `enum iommu_veventq_type`;
+    /// [`Error::Unsupported`] if nobody listens to that type.
+    fn report(&self, event_type: u32, data: &[u8]) -> Result<(), Error>;
+}
+
+/// A VM's slice of a physical IOMMU: the driver's part of a vIOMMU object.
+pub trait Viommu: Any + Send + Sync {
+    /// Makes a nested domain over the vIOMMU's parent from user space's
+    /// description of a stage 1.
+    fn alloc_nested(
+        &self,
+        device: &Device,
+        data: &UserData,
+    ) -> Result<Arc<dyn NestedDomain>, Error>;
+
+    /// Executes user space's invalidations in order, up to the first error.
+    /// Returns how many were carried out, and that error.
+    fn invalidate(&self, array: &UserArray<'_>) -> (u32, Result<(), Error>);
+
+    /// Makes a device known by its virtual id, which is unique here.
+    fn add_device(&self, device: &Arc<Device>, virt_id: u64) -> Result<(), Error>;
+
+    /// Forgets a device.
+    fn remove_device(&self, virt_id: u64);
+
+    /// Whether there are hardware queues of this type.
+    fn has_hw_queues(&self, queue_type: u32) -> bool {
+        let _ = queue_type;
+        false
+    }
+
+    /// Hands user space a hardware queue whose `len` bytes of memory begin at
+    /// the IPA `ipa`, which is `pa` in the stage 2.
+    fn add_hw_queue(&self, index: u32, ipa: u64, pa: u64, len: u64) -> Result<(), Error> {
+        let _ = (index, ipa, pa, len);
+        Err(Error::Unsupported("hardware queues"))
+    }
+
+    /// The queue that must not be destroyed before this one, if any.
+    fn hw_queue_depends_on(&self, index: u32) -> Option<u32> {
+        let _ = index;
+        None
+    }
+
+    /// Takes a hardware queue back.
+    fn remove_hw_queue(&self, index: u32) {
+        let _ = index;
     }
 }
 
@@ -194,6 +274,23 @@ pub struct UserArray<'a> {
 }
 
 impl UserArray<'_> {
+    /// Entry `index`, which may be longer than `T` only by zeroes.
+    pub fn get_extensible<T: Plain>(&self, index: u32, min: usize) -> Result<T, Error> {
+        let len = self.entry_len as usize;
+        if len <= size_of::<T>() {
+            return self.get(index, min);
+        }
+        let mut entry = T::zeroed();
+        let mut bytes = vec![0; len];
+        (self.read)(u64::from(index) * len as u64, &mut bytes)?;
+        let (known, tail) = bytes.split_at(size_of::<T>());
+        if tail.iter().any(|&byte| byte != 0) {
+            return Err(Error::TooBig);
+        }
+        entry.as_bytes_mut().copy_from_slice(known);
+        Ok(entry)
+    }
+
     /// Entry `index`: at least `min` bytes and not longer than `T`.
     pub fn get<T: Plain>(&self, index: u32, min: usize) -> Result<T, Error> {
         let len = self.entry_len as usize;

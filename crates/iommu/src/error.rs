@@ -24,6 +24,9 @@ pub enum Error {
     /// What the call would make exists already.
     #[error("exists already: {0}")]
     Exists(&'static str),
+    /// Unknown bytes at the end of an entry are not zero.
+    #[error("an entry is longer than known and its tail is not zero")]
+    TooBig,
     /// No memory for the driver's structures.
     #[error("out of memory")]
     NoMemory,

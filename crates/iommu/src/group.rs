@@ -260,7 +260,15 @@ impl Group {
 
     fn switch(state: &State, target: Target, new: &Domain) -> Result<(), Error> {
         let old = state.domain(target);
-        let devices = state.devices();
+        let mut devices = state.devices();
+        if let Target::Pasid(pasid) = target {
+            // A device without PASIDs has no traffic to move.
+            devices.retain(|device| device.driver.max_pasids(device) != 0);
+            let max = devices.iter().map(|device| device.driver.max_pasids(device)).min();
+            if pasid == 0 || max.is_some_and(|max| pasid >= max) {
+                return Err(Error::Invalid("the PASID is out of the device's range"));
+            }
+        }
         for (done, device) in devices.iter().enumerate() {
             let Err(error) = device.driver.attach(device, target, new, &old) else {
                 continue;

@@ -24,8 +24,8 @@ mod group;
 
 pub use domain::{DirtyTracking, Domain, Geometry, MapError, NestedDomain, PagingDomain, Prot};
 pub use driver::{
-    Capability, Driver, HwInfo, PagingFlags, ReadAt, ReservedKind, ReservedRegion, Target,
-    UserArray, UserData,
+    Capability, Driver, EventSink, HwInfo, PagingFlags, ReadAt, ReservedKind, ReservedRegion,
+    Target, UserArray, UserData, Viommu, ViommuHost,
 };
 pub use error::Error;
 pub use fault::{FaultGroup, FaultHandler, FaultPerm, PageRequest, PageResponse};

@@ -1,12 +1,13 @@
 //! The test access: an access whose pins user space makes and drops.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use host::{Access, File, FileMode, OpenFile, PAGE_SIZE};
-use iommufd::AccessHandler;
+use host::{Access, Errno, Fault, File, FileMode, OpenFile, PAGE_SIZE, Task};
+use iommufd::{AccessHandler, Context, Error, Id};
+use uapi::selftest as t;
 
-use super::*;
+use crate::{Call, TestIoctl, at};
 
 /// The longest transfer or pin, in bytes.
 const MAX: u64 = 16 << 20;
@@ -103,30 +104,30 @@ impl Drop for TestAccess {
     }
 }
 
-impl TestIoctl {
-    pub(crate) fn create_access(&self, call: &mut Call<'_>) -> Result<(), Error> {
-        let flags = call.cmd.u32_at(at::SECOND);
-        let pin = t::MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES;
-        if flags & !pin != 0 {
-            return Err(Error::Unsupported("access flags"));
-        }
-        let pins = flags & pin != 0;
-        let context = call.context;
-        let items = Arc::new(Items {
-            context: Arc::downgrade(context),
-            id: OnceLock::new(),
-            pinned: Mutex::default(),
-        });
-        let file = Arc::new(TestAccess { context: context.clone(), pins, items: items.clone() });
-        // From here on, dropping the file undoes everything.
-        let id = context.access_create(items.clone(), pins)?;
-        let _ = items.id.set(id);
-        context.access_attach(id, call.cmd.id)?;
-        let fd = call.task.install(file, true).map_err(Error::File)?;
-        call.cmd.set_u32_at(at::FIRST, fd as u32);
-        call.respond().inspect_err(|_| call.task.uninstall(fd))
+pub(crate) fn create_access(call: &mut Call<'_>) -> Result<(), Error> {
+    let flags = call.cmd.u32_at(at::SECOND);
+    let pin = t::MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES;
+    if flags & !pin != 0 {
+        return Err(Error::Unsupported("access flags"));
     }
+    let pins = flags & pin != 0;
+    let context = call.context;
+    let items = Arc::new(Items {
+        context: Arc::downgrade(context),
+        id: OnceLock::new(),
+        pinned: Mutex::default(),
+    });
+    let file = Arc::new(TestAccess { context: context.clone(), pins, items: items.clone() });
+    // From here on, dropping the file undoes everything.
+    let id = context.access_create(items.clone(), pins)?;
+    let _ = items.id.set(id);
+    context.access_attach(id, call.cmd.id)?;
+    let fd = call.task.install(file, true).map_err(Error::File)?;
+    call.cmd.set_u32_at(at::FIRST, fd as u32);
+    call.respond().inspect_err(|_| call.task.uninstall(fd))
+}
 
+impl TestIoctl {
     pub(crate) fn access_pages(&self, call: &mut Call<'_>) -> Result<(), Error> {
         let cmd = &call.cmd;
         let (flags, iova) = (cmd.u32_at(at::FIRST), cmd.u64_at(at::SECOND_U64));
@@ -184,26 +185,26 @@ impl TestIoctl {
         }
         Ok(true)
     }
+}
 
-    pub(crate) fn access_rw(&self, call: &Call<'_>) -> Result<(), Error> {
-        let cmd = &call.cmd;
-        let (iova, length) = (cmd.u64_at(at::FIRST), cmd.u64_at(at::SECOND_U64));
-        let (uptr, flags) = (cmd.u64_at(at::THIRD_U64), cmd.u32_at(at::FOURTH_U64));
-        if length > MAX {
-            return Err(Error::NoMemory("the buffer of the access"));
-        }
-        if flags & !(t::MOCK_ACCESS_RW_WRITE | t::MOCK_ACCESS_RW_SLOW_PATH) != 0 {
-            return Err(Error::Unsupported("access flags"));
-        }
-        let access = of(call.task, cmd.id)?;
-        let id = access.id()?;
-        let mut buf = vec![0; length as usize];
-        if flags & t::MOCK_ACCESS_RW_WRITE != 0 {
-            call.task.mm().copy_from_user(uptr, &mut buf)?;
-            access.context.access_write(id, iova, &buf)
-        } else {
-            access.context.access_read(id, iova, &mut buf)?;
-            Ok(call.task.mm().copy_to_user(uptr, &buf)?)
-        }
+pub(crate) fn access_rw(call: &Call<'_>) -> Result<(), Error> {
+    let cmd = &call.cmd;
+    let (iova, length) = (cmd.u64_at(at::FIRST), cmd.u64_at(at::SECOND_U64));
+    let (uptr, flags) = (cmd.u64_at(at::THIRD_U64), cmd.u32_at(at::FOURTH_U64));
+    if length > MAX {
+        return Err(Error::NoMemory("the buffer of the access"));
+    }
+    if flags & !(t::MOCK_ACCESS_RW_WRITE | t::MOCK_ACCESS_RW_SLOW_PATH) != 0 {
+        return Err(Error::Unsupported("access flags"));
+    }
+    let access = of(call.task, cmd.id)?;
+    let id = access.id()?;
+    let mut buf = vec![0; length as usize];
+    if flags & t::MOCK_ACCESS_RW_WRITE != 0 {
+        call.task.mm().copy_from_user(uptr, &mut buf)?;
+        access.context.access_write(id, iova, &buf)
+    } else {
+        access.context.access_read(id, iova, &mut buf)?;
+        Ok(call.task.mm().copy_to_user(uptr, &buf)?)
     }
 }

@@ -1,8 +1,12 @@
 //! Looking behind the uAPI: what is mapped, pinned and dirty.
 
-use host::{Access, PAGE_SIZE};
+use std::sync::Weak;
 
-use super::*;
+use host::{Access, Fault, PAGE_SIZE};
+use iommu_mock::MockDomain;
+use iommufd::Error;
+
+use crate::{Call, TestIoctl, at};
 
 /// The most bits of one dirty operation.
 const MAX_DIRTY_BITS: u64 = 16 << 23;
@@ -72,35 +76,35 @@ impl TestIoctl {
         }
         Ok(())
     }
+}
 
-    /// Devices write where user space's bitmap says.
-    pub(crate) fn dirty(&self, call: &mut Call<'_>) -> Result<(), Error> {
-        let cmd = &call.cmd;
-        let (iova, length) = (cmd.u64_at(at::SECOND_U64), cmd.u64_at(at::THIRD_U64));
-        let (page_size, uptr) = (cmd.u64_at(at::FOURTH_U64), cmd.u64_at(at::FIFTH_U64));
-        let sane = page_size != 0
-            && length != 0
-            && uptr != 0
-            && iova.is_multiple_of(page_size)
-            && length.is_multiple_of(page_size);
-        if !sane {
-            return Err(Error::Invalid("the range or its bitmap"));
-        }
-        let bits = length / page_size;
-        if bits > MAX_DIRTY_BITS {
-            return Err(Error::Overflow("the bitmap"));
-        }
-        let domain = MockDomain::from_domain(call.context.paging_domain(cmd.id)?)
-            .filter(|domain| domain.is_tracking())
-            .ok_or(Error::Invalid("dirty pages are not being tracked"))?;
-        let mut bitmap = vec![0; bits.div_ceil(8) as usize];
-        call.task.mm().copy_from_user(uptr, &mut bitmap)?;
-        let mut count = 0;
-        for bit in (0..bits).filter(|bit| bitmap[(bit / 8) as usize] & 1 << (bit % 8) != 0) {
-            domain.set_dirty(iova.wrapping_add(bit * page_size));
-            count += 1;
-        }
-        call.cmd.set_u64_at(at::SIXTH_U64, count);
-        call.respond()
+/// Devices write where user space's bitmap says.
+pub(crate) fn dirty(call: &mut Call<'_>) -> Result<(), Error> {
+    let cmd = &call.cmd;
+    let (iova, length) = (cmd.u64_at(at::SECOND_U64), cmd.u64_at(at::THIRD_U64));
+    let (page_size, uptr) = (cmd.u64_at(at::FOURTH_U64), cmd.u64_at(at::FIFTH_U64));
+    let sane = page_size != 0
+        && length != 0
+        && uptr != 0
+        && iova.is_multiple_of(page_size)
+        && length.is_multiple_of(page_size);
+    if !sane {
+        return Err(Error::Invalid("the range or its bitmap"));
     }
+    let bits = length / page_size;
+    if bits > MAX_DIRTY_BITS {
+        return Err(Error::Overflow("the bitmap"));
+    }
+    let domain = MockDomain::from_domain(call.context.paging_domain(cmd.id)?)
+        .filter(|domain| domain.is_tracking())
+        .ok_or(Error::Invalid("dirty pages are not being tracked"))?;
+    let mut bitmap = vec![0; bits.div_ceil(8) as usize];
+    call.task.mm().copy_from_user(uptr, &mut bitmap)?;
+    let mut count = 0;
+    for bit in (0..bits).filter(|bit| bitmap[(bit / 8) as usize] & 1 << (bit % 8) != 0) {
+        domain.set_dirty(iova.wrapping_add(bit * page_size));
+        count += 1;
+    }
+    call.cmd.set_u64_at(at::SIXTH_U64, count);
+    call.respond()
 }

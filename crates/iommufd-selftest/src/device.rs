@@ -1,8 +1,9 @@
 //! Mock devices as objects of a context.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use iommu::{FaultPerm, PageRequest, Target};
+use iommu::{Domain, FaultPerm, PageRequest, Target};
 use iommu_mock::MockDevice;
 use iommufd::{Context, Error, External, Id};
 use uapi::selftest as t;
@@ -18,6 +19,62 @@ impl MockBinding {
     pub(crate) fn replace(&self, context: &Context, pt_id: Id) -> Result<Id, Error> {
         context.replace(self.device, Target::Rid, pt_id)
     }
+}
+
+/// The mock device that a call names.
+pub(crate) fn binding(call: &Call<'_>) -> Result<Arc<MockBinding>, Error> {
+    call.context.external(call.cmd.id)
+}
+
+impl MockBinding {
+    pub(crate) fn pasid_attach(&self, call: &Call<'_>, pasid: u32, pt: Id) -> Result<(), Error> {
+        let target = Target::Pasid(pasid);
+        self.answer(call, target, call.context.attach(self.device, target, pt)?)
+    }
+
+    pub(crate) fn pasid_replace(&self, call: &Call<'_>, pasid: u32, pt: Id) -> Result<(), Error> {
+        let target = Target::Pasid(pasid);
+        self.answer(call, target, call.context.replace(self.device, target, pt)?)
+    }
+
+    /// Tells user space the HWPT; if that fails the PASID is detached again.
+    fn answer(&self, call: &Call<'_>, target: Target, hwpt: Id) -> Result<(), Error> {
+        let mut answer = Call { cmd: call.cmd, ..*call };
+        answer.cmd.set_u32_at(at::SECOND, hwpt);
+        answer.respond().inspect_err(|_| call.context.detach(self.device, target))
+    }
+
+    pub(crate) fn pasid_detach(&self, call: &Call<'_>, pasid: u32) {
+        call.context.detach(self.device, Target::Pasid(pasid));
+    }
+
+    /// Whether the PASID uses the domain of this HWPT; 0 is none.
+    pub(crate) fn pasid_check(&self, call: &Call<'_>, pasid: u32, hwpt: Id) -> Result<(), Error> {
+        let expected = (hwpt != 0).then_some(hwpt);
+        if call.context.attached_hwpt(self.device, Target::Pasid(pasid))? == expected {
+            Ok(())
+        } else {
+            Err(Error::Invalid("the PASID is attached elsewhere"))
+        }
+    }
+}
+
+/// Compares an entry of a device's cache.
+pub(crate) fn check_cache(call: &Call<'_>, index: usize, value: u32) -> Result<(), Error> {
+    let device = call.context.bound_device(call.cmd.id)?;
+    let mock: Option<&MockDevice> = device.data();
+    if mock.and_then(|mock| mock.cache(index)) == Some(value) {
+        Ok(())
+    } else {
+        Err(Error::Invalid("the cache entry differs"))
+    }
+}
+
+/// A device's vIOMMU reports an event.
+pub(crate) fn trigger_vevent(call: &Call<'_>) -> Result<(), Error> {
+    let device = call.context.bound_device(call.cmd.u32_at(at::FIRST))?;
+    let mock: &MockDevice = device.data().ok_or(Error::Invalid("not a mock device"))?;
+    Ok(mock.trigger_event()?)
 }
 
 impl External for MockBinding {
@@ -37,12 +94,12 @@ impl TestIoctl {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let device = self.driver.add_device(
             format!("iommufd_mock{serial}"),
-            MockDevice { no_dirty: flags & no_dirty != 0, pasid: flags & pasid != 0 },
+            MockDevice::new(flags & no_dirty != 0, flags & pasid != 0),
         );
         let context = call.context;
         let idev = context.bind(device)?;
         let made = context.attach(idev, Target::Rid, call.cmd.id).and_then(|hwpt| {
-            let binding = std::sync::Arc::new(MockBinding { device: idev });
+            let binding = Arc::new(MockBinding { device: idev });
             Ok((hwpt, context.add_external(binding)?))
         });
         let (hwpt, stdev) = match made {
@@ -78,6 +135,8 @@ pub(crate) fn trigger_iopf(call: &Call<'_>) -> Result<(), Error> {
     };
     // The mock's nested domains own the PASID table: theirs is any PASID. What
     // nobody handles, the device hears of; the test does not.
-    let _ = device.report_page_request(request, Some(Target::Rid));
+    let nested = device.group().attached(Target::Rid);
+    let nested = nested.is_some_and(|rid| matches!(rid.domain, Domain::Nested(_)));
+    let _ = device.report_page_request(request, nested.then_some(Target::Rid));
     Ok(())
 }

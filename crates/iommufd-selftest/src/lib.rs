@@ -11,16 +11,16 @@ mod device;
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use host::{Errno, Fault, PhysMemory, Task};
-use iommu_mock::{MockDomain, MockDriver, MockNested};
-use iommufd::{Context, DmaBuf, Error, Extension, Id, Iommufd};
+use host::{PhysMemory, Task};
+use iommu_mock::{MockDriver, MockNested};
+use iommufd::{Context, DmaBuf, Error, Extension, Iommufd};
 use uapi::selftest::{self as t, iommu_test_cmd};
 use uapi::{Plain, nr};
 
 /// A `/dev/iommu` on the mock hardware, with the test ioctl.
 pub fn device_node(memory: Arc<dyn PhysMemory>, minor: u32) -> Arc<Iommufd> {
     let test = Arc::new(TestIoctl {
-        driver: Arc::new(MockDriver),
+        driver: MockDriver::new(memory.clone()),
         memory: memory.clone(),
         node: OnceLock::new(),
     });
@@ -93,7 +93,7 @@ impl TestIoctl {
             t::IOMMU_TEST_OP_MOCK_DOMAIN => self.mock_domain(call, 0)?,
             t::IOMMU_TEST_OP_MOCK_DOMAIN_FLAGS => self.mock_domain(call, u32_at(at::FOURTH))?,
             t::IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE => {
-                let device = call.context.external::<device::MockBinding>(cmd.id)?;
+                let device = device::binding(call)?;
                 let hwpt = device.replace(call.context, u32_at(at::FIRST))?;
                 call.cmd.set_u32_at(at::FIRST, hwpt);
                 call.respond()?;
@@ -114,7 +114,7 @@ impl TestIoctl {
                     return Err(Error::Invalid("the IOTLB entry differs"));
                 }
             }
-            t::IOMMU_TEST_OP_CREATE_ACCESS => self.create_access(call)?,
+            t::IOMMU_TEST_OP_CREATE_ACCESS => access::create_access(call)?,
             t::IOMMU_TEST_OP_ACCESS_REPLACE_IOAS => {
                 access::of(call.task, cmd.id)?.replace(call.context, u32_at(at::FIRST))?;
             }
@@ -122,15 +122,36 @@ impl TestIoctl {
             t::IOMMU_TEST_OP_DESTROY_ACCESS_PAGES => {
                 access::of(call.task, cmd.id)?.destroy_item(u32_at(at::FIRST))?;
             }
-            t::IOMMU_TEST_OP_ACCESS_RW => self.access_rw(call)?,
+            t::IOMMU_TEST_OP_ACCESS_RW => access::access_rw(call)?,
             t::IOMMU_TEST_OP_SET_TEMP_MEMORY_LIMIT => {
                 // It shrinks the kernel's batches; we have none to shrink.
                 if u32_at(at::FIRST) < 12 {
                     return Err(Error::Invalid("the memory limit"));
                 }
             }
-            t::IOMMU_TEST_OP_DIRTY => self.dirty(call)?,
+            t::IOMMU_TEST_OP_DIRTY => check::dirty(call)?,
             t::IOMMU_TEST_OP_TRIGGER_IOPF => device::trigger_iopf(call)?,
+            t::IOMMU_TEST_OP_DEV_CHECK_CACHE => {
+                let (index, value) = (u32_at(at::FIRST), u32_at(at::SECOND));
+                device::check_cache(call, index as usize, value)?;
+            }
+            t::IOMMU_TEST_OP_TRIGGER_VEVENT => device::trigger_vevent(call)?,
+            t::IOMMU_TEST_OP_PASID_ATTACH => {
+                device::binding(call)?.pasid_attach(call, u32_at(at::FIRST), u32_at(at::SECOND))?;
+            }
+            t::IOMMU_TEST_OP_PASID_REPLACE => {
+                device::binding(call)?.pasid_replace(
+                    call,
+                    u32_at(at::FIRST),
+                    u32_at(at::SECOND),
+                )?;
+            }
+            t::IOMMU_TEST_OP_PASID_DETACH => {
+                device::binding(call)?.pasid_detach(call, u32_at(at::FIRST));
+            }
+            t::IOMMU_TEST_OP_PASID_CHECK_HWPT => {
+                device::binding(call)?.pasid_check(call, u32_at(at::FIRST), u32_at(at::SECOND))?;
+            }
             t::IOMMU_TEST_OP_DMABUF_GET => return self.dmabuf_get(call),
             t::IOMMU_TEST_OP_DMABUF_REVOKE => {
                 let (fd, revoked) = (u32_at(at::FIRST) as i32, u32_at(at::SECOND) != 0);

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use host::{CharDevice, Errno, File, FileMode, PhysMemory, PhysRun, Task};
+use host::{
+    CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, PhysMemory, PhysRun, Task,
+};
 use iommu::OwnerId;
 
 use crate::access::Access;
@@ -15,6 +17,8 @@ use crate::hwpt::{HwptNested, HwptPaging};
 use crate::ioas::Ioas;
 use crate::ioas::pages::{Account, Mapper, PagesTable};
 use crate::objects::ObjectTable;
+use crate::veventq::VeventqObject;
+use crate::viommu::{HwQueueObject, Mmaps, VdeviceObject, ViommuObject};
 use crate::{Error, Id};
 
 /// `/dev/iommu`.
@@ -65,6 +69,7 @@ impl Iommufd {
                 groups: HashMap::new(),
                 vfio_ioas: None,
                 account_mm: false,
+                mmaps: Mmaps::default(),
                 last_mapper: None,
             }),
         });
@@ -114,6 +119,8 @@ pub(crate) struct State {
     pub(crate) vfio_ioas: Option<Id>,
     /// `IOMMU_OPTION_RLIMIT_MODE`: charge the address space, not the user.
     pub(crate) account_mm: bool,
+    /// Memory that user space may map through the context's file.
+    pub(crate) mmaps: Mmaps,
     last_mapper: Option<Arc<Mapper>>,
 }
 
@@ -125,6 +132,10 @@ pub(crate) enum Object {
     Device(BoundDevice),
     Access(Access),
     Fault(Arc<FaultQueue>),
+    Viommu(ViommuObject),
+    Vdevice(VdeviceObject),
+    Veventq(VeventqObject),
+    HwQueue(HwQueueObject),
     External(Arc<dyn External>),
 }
 
@@ -158,6 +169,7 @@ kinds! {
     device device_mut Device BoundDevice;
     access access_mut Access Access;
     fault_queue fault_queue_mut Fault Arc<FaultQueue>;
+    viommu viommu_mut Viommu ViommuObject;
 }
 
 impl State {
@@ -200,6 +212,10 @@ impl State {
             Object::HwptPaging(hwpt) => self.dispose_hwpt_paging(id, &hwpt),
             Object::HwptNested(hwpt) => self.dispose_hwpt_nested(&hwpt),
             Object::Access(access) => self.dispose_access(id, &access),
+            Object::Viommu(viommu) => self.dispose_viommu(&viommu),
+            Object::Vdevice(vdevice) => self.dispose_vdevice(&vdevice),
+            Object::Veventq(queue) => self.dispose_veventq(&queue),
+            Object::HwQueue(queue) => self.dispose_hw_queue(&queue),
             Object::Device(_) | Object::Fault(_) | Object::External(_) => {}
         }
     }
@@ -342,9 +358,42 @@ impl Drop for Context {
     }
 }
 
+/// Holds the owner of mapped memory for as long as it is mapped.
+struct MmapGuard {
+    context: Arc<Context>,
+    owner: Id,
+}
+
+impl Drop for MmapGuard {
+    fn drop(&mut self) {
+        self.context.lock().objects.unhold(self.owner);
+    }
+}
+
 impl File for Context {
     fn mode(&self) -> FileMode {
         self.mode
+    }
+
+    /// Maps memory of a driver's by the offset and length it gave out. The
+    /// mapping holds the vIOMMU that owns it.
+    fn mmap(&self, _task: &dyn Task, request: MmapRequest) -> Result<MmapBacking, Errno> {
+        if !request.len.is_multiple_of(host::PAGE_SIZE) || !request.shared {
+            return Err(Errno::INVAL);
+        }
+        if request.exec {
+            return Err(Errno::PERM);
+        }
+        let context = self.arc().map_err(|error| error.errno())?;
+        let mut state = self.lock();
+        let refused = Error::NoMmap(request.offset).errno();
+        let area = state.mmaps.find(request.offset, request.len).ok_or(refused)?;
+        let owner = area.owner.filter(|id| state.viommu(*id).is_ok()).ok_or(refused)?;
+        let fd = area.memory.fd().map_err(|_| Errno::NOMEM)?;
+        state.objects.hold(owner);
+        drop(state);
+        let guard = Box::new(MmapGuard { context, owner });
+        Ok(MmapBacking { fd, offset: 0, guard })
     }
 
     fn ioctl(&self, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Errno> {

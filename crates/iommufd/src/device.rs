@@ -13,6 +13,8 @@ use crate::{Context, Error, Id};
 /// A device that a driver bound to this context.
 pub(crate) struct BoundDevice {
     pub(crate) device: Arc<Device>,
+    /// Its place in a vIOMMU.
+    pub(crate) vdevice: Option<Id>,
 }
 
 /// What the devices of one group are attached to in one context.
@@ -258,7 +260,7 @@ impl Context {
         let mut state = self.lock();
         let group: Arc<Group> = device.group().clone();
         group.claim(self.owner)?;
-        let bound = BoundDevice { device: device.clone() };
+        let bound = BoundDevice { device: device.clone(), vdevice: None };
         let id = state.reserve(Object::Device(bound)).inspect_err(|_| {
             group.release(self.owner);
         })?;
@@ -272,7 +274,9 @@ impl Context {
     /// Detaches a device from everything and gives its group back.
     pub fn unbind(&self, id: Id) -> Result<(), Error> {
         let mut state = self.lock();
-        let device = state.device(id)?.device.clone();
+        let bound = state.device(id)?;
+        let (device, vdevice) = (bound.device.clone(), bound.vdevice);
+        vdevice.into_iter().for_each(|vdevice| state.entomb_vdevice(vdevice));
         let targets: Vec<Target> = state
             .groups
             .get(&key(&device))

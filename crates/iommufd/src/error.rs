@@ -31,6 +31,9 @@ pub enum Error {
     /// A range wraps around or cannot be represented.
     #[error("the range overflows: {0}")]
     Overflow(&'static str),
+    /// A size that cannot be represented.
+    #[error("out of range: {0}")]
+    Range(&'static str),
     /// It exists already.
     #[error("exists already: {0}")]
     Exists(&'static str),
@@ -61,6 +64,9 @@ pub enum Error {
     /// The caller's descriptors.
     #[error("file descriptor: {0}")]
     File(Errno),
+    /// Nothing can be mapped at this offset with this length.
+    #[error("no memory to map at offset {0:#x} with this length")]
+    NoMmap(u64),
     /// A count that is not a whole number of records, or a file position.
     #[error("reads and writes must be whole records without a position")]
     Seek,
@@ -90,7 +96,7 @@ impl Error {
         match *self {
             Self::UnknownIoctl => Errno::NOTTY,
             Self::Fault(_) | Self::Core(Core::Fault(_)) => Errno::FAULT,
-            Self::TooBig => Errno::TOOBIG,
+            Self::TooBig | Self::Core(Core::TooBig) => Errno::TOOBIG,
             Self::Unsupported(_) | Self::Core(Core::Unsupported(_)) => Errno::OPNOTSUPP,
             Self::Invalid(_)
             | Self::Core(Core::Invalid(_) | Core::Incompatible(_))
@@ -98,6 +104,7 @@ impl Error {
             Self::NoObject(_) | Self::NotMapped(_) | Self::Core(Core::NotFound(_)) => Errno::NOENT,
             Self::Busy(_) | Self::Core(Core::Busy(_)) => Errno::BUSY,
             Self::Overflow(_) => Errno::OVERFLOW,
+            Self::Range(_) => Errno::RANGE,
             Self::Exists(_) | Self::Core(Core::Exists(_)) => Errno::EXIST,
             Self::AddressInUse(_) | Self::Map(iommu::MapError::Overlap) => Errno::ADDRINUSE,
             Self::NoIova | Self::Core(Core::NoSpace(_)) => Errno::NOSPC,
@@ -110,6 +117,7 @@ impl Error {
             Self::Deadlock => Errno::DEADLK,
             Self::WrongFile => Errno::BADFD,
             Self::File(errno) => errno,
+            Self::NoMmap(_) => Errno::NXIO,
             Self::Seek => Errno::SPIPE,
             Self::Core(Core::Io(_)) => Errno::IO,
         }

@@ -29,6 +29,7 @@ pub(crate) struct HwptPaging {
 
 /// A stage 1 of user space's over a paging HWPT.
 pub(crate) struct HwptNested {
+    /// A nesting parent, or the vIOMMU that has one.
     pub(crate) parent: Id,
     pub(crate) domain: Arc<dyn NestedDomain>,
     common: Common,
@@ -83,7 +84,7 @@ impl State {
             Object::HwptNested(hwpt) => Ok(Attachable {
                 domain: Domain::Nested(hwpt.domain.clone()),
                 common: hwpt.common.clone(),
-                ioas: self.hwpt_paging(hwpt.parent)?.ioas,
+                ioas: self.hwpt_paging(self.nest_parent(hwpt.parent))?.ioas,
             }),
             _ => Err(Error::NoObject(id)),
         }
@@ -111,9 +112,10 @@ impl State {
                 request.data.as_ref(),
             )?),
             Ok(Object::HwptPaging(_)) => Object::HwptNested(self.alloc_nested(&device, request)?),
-            _ => {
-                return Err(Error::Invalid("pt_id is neither an IOAS nor a nesting parent"));
+            Ok(Object::Viommu(_)) => {
+                Object::HwptNested(self.alloc_viommu_nested(&device, request)?)
             }
+            _ => return Err(Error::Invalid("pt_id is no IOAS, nesting parent or vIOMMU")),
         };
         // Last, as in the kernel: everything else was right.
         if request.flags & FAULT_ID_VALID != 0 {
@@ -179,6 +181,30 @@ impl State {
         let pasid_compatible = request.flags & PASID != 0;
         let common = Common { pasid_compatible, ..Common::default() };
         Ok(HwptNested { parent: request.parent, domain, common })
+    }
+
+    fn alloc_viommu_nested(
+        &self,
+        device: &Device,
+        request: &HwptRequest,
+    ) -> Result<HwptNested, Error> {
+        let viommu = self.viommu(request.parent)?;
+        if !Arc::ptr_eq(&viommu.driver, device.driver()) {
+            return Err(Error::Invalid("the device is behind another IOMMU"));
+        }
+        if request.flags & !(FAULT_ID_VALID | PASID) != 0 {
+            return Err(Error::Unsupported("HWPT_ALLOC flags for a nested HWPT"));
+        }
+        let data = request.data.as_ref().ok_or(Error::Unsupported("nesting without data"))?;
+        let domain = viommu.viommu.alloc_nested(device, data)?;
+        let pasid_compatible = request.flags & PASID != 0;
+        let common = Common { pasid_compatible, ..Common::default() };
+        Ok(HwptNested { parent: request.parent, domain, common })
+    }
+
+    /// The paging HWPT under a nested one, given directly or by a vIOMMU.
+    fn nest_parent(&self, parent: Id) -> Id {
+        self.viommu(parent).map_or(parent, |viommu| viommu.parent)
     }
 
     /// Makes the domain of a paging HWPT follow its IOAS.

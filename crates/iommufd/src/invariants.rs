@@ -45,6 +45,10 @@ impl State {
                     access.ioas().into_iter().for_each(&mut refer);
                 }
                 Object::Device(_) => refer(id),
+                Object::Viommu(viommu) => refer(viommu.parent),
+                Object::Vdevice(vdevice) => refer(vdevice.viommu),
+                Object::Veventq(queue) => refer(queue.viommu),
+                Object::HwQueue(queue) => queue.holds().for_each(&mut refer),
                 Object::Ioas(_) | Object::Fault(_) | Object::External(_) => {}
             }
         }
@@ -57,7 +61,7 @@ impl State {
             let users = self.objects.users(id).unwrap_or(0);
             let expected = expected.get(&id).copied().unwrap_or(0);
             // An open file also holds its queue.
-            let file = u32::from(matches!(object, Object::Fault(_)));
+            let file = u32::from(matches!(object, Object::Fault(_) | Object::Veventq(_)));
             ensure!(
                 (expected..=expected + file).contains(&users),
                 "object {id} counts {users} users, {expected} refer to it"

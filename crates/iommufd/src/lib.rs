@@ -26,7 +26,9 @@ mod invariants;
 mod ioas;
 mod ioctl;
 mod objects;
+mod veventq;
 mod vfio_compat;
+mod viommu;
 
 pub use access::AccessHandler;
 pub use context::{Context, Extension, External, Iommufd};

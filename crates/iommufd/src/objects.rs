@@ -80,6 +80,17 @@ impl<T> ObjectTable<T> {
         }
     }
 
+    /// Takes out a live object, whoever uses it, and makes its id unusable.
+    pub(crate) fn entomb(&mut self, id: Id) -> Result<T, Error> {
+        match self.slots.get_mut(id as usize) {
+            Some(slot @ Slot::Live { .. }) => match std::mem::replace(slot, Slot::Tombstone) {
+                Slot::Live { object, .. } => Ok(object),
+                _ => Err(Error::NoObject(id)),
+            },
+            _ => Err(Error::NoObject(id)),
+        }
+    }
+
     fn take(&mut self, id: Id) -> Result<T, Error> {
         self.free.insert(id);
         match std::mem::take(&mut self.slots[id as usize]) {

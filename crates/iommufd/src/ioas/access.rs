@@ -3,9 +3,9 @@
 use host::{Fault, PAGE_SIZE, PhysRun};
 use iommu::Prot;
 
-use super::Ioas;
 use super::area::range_last;
 use super::pages::{PagesId, PagesTable};
+use super::{Ioas, Use};
 use crate::Error;
 
 /// The part of one area that an access touches.
@@ -109,6 +109,40 @@ impl Ioas {
             }
         }
         Ok(parts)
+    }
+
+    /// Pins a range and keeps its areas from being unmapped until
+    /// [`Ioas::unlock`].
+    pub(crate) fn lock(
+        &mut self,
+        table: &mut PagesTable,
+        iova: u64,
+        len: u64,
+    ) -> Result<Vec<PhysRun>, Error> {
+        let runs = self.pin(table, iova, len, false)?;
+        self.adjust_locks(iova, len, |uses| {
+            uses.accesses -= 1;
+            uses.locks += 1;
+        });
+        Ok(runs)
+    }
+
+    /// Takes back one [`Ioas::lock`] of the same range.
+    pub(crate) fn unlock(&mut self, table: &mut PagesTable, iova: u64, len: u64) {
+        self.adjust_locks(iova, len, |uses| {
+            uses.accesses += 1;
+            uses.locks -= 1;
+        });
+        self.unpin(table, iova, len);
+    }
+
+    fn adjust_locks(&mut self, iova: u64, len: u64, adjust: impl Fn(&mut Use)) {
+        let Ok(last) = range_last(iova, len) else { return };
+        for area in self.areas.range(iova, last) {
+            if let Some(uses) = self.uses.get_mut(&area.start) {
+                adjust(uses);
+            }
+        }
     }
 
     /// Takes back one [`Ioas::pin`] of the same range.

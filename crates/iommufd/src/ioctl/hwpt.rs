@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use host::{Fault, Mm, PAGE_SIZE};
-use iommu::{Capability, UserArray, UserData};
+use iommu::{Capability, NestedDomain, UserArray, UserData, Viommu};
 use uapi::Plain;
 use uapi::iommufd as u;
 
@@ -225,6 +225,13 @@ pub(super) fn invalidate(context: &Arc<Context>, command: &Command<'_>) -> Resul
     result
 }
 
+/// What is invalidated; kept beyond the lock, because the array is in user
+/// memory.
+enum Of {
+    Nested(Arc<dyn NestedDomain>),
+    Viommu(Arc<dyn Viommu>),
+}
+
 fn run_invalidate(
     context: &Arc<Context>,
     command: &Command<'_>,
@@ -241,10 +248,11 @@ fn run_invalidate(
     if !sane {
         return (0, Err(Error::Invalid("the array of invalidations")));
     }
-    let domain = {
+    let of = {
         let state = context.lock();
         match state.objects.get(cmd.hwpt_id) {
-            Ok(Object::HwptNested(hwpt)) => hwpt.domain.clone(),
+            Ok(Object::HwptNested(hwpt)) => Of::Nested(hwpt.domain.clone()),
+            Ok(Object::Viommu(viommu)) => Of::Viommu(viommu.viommu.clone()),
             Ok(_) => return (0, Err(Error::Invalid("neither a nested HWPT nor a vIOMMU"))),
             Err(error) => return (0, Err(error)),
         }
@@ -256,7 +264,10 @@ fn run_invalidate(
         entry_num: cmd.entry_num,
         read: &|offset, buf| mm.copy_from_user(cmd.data_uptr.wrapping_add(offset), buf),
     };
-    let (done, result) = domain.invalidate(&array);
+    let (done, result) = match of {
+        Of::Nested(domain) => domain.invalidate(&array),
+        Of::Viommu(viommu) => viommu.invalidate(&array),
+    };
     (done, result.map_err(Error::from))
 }
 

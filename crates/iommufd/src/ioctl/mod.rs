@@ -7,6 +7,7 @@ mod codec;
 mod hwpt;
 mod ioas;
 mod option;
+mod viommu;
 
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -57,6 +58,10 @@ ops! {
     IOMMU_HWPT_INVALIDATE u::iommu_hwpt_invalidate, __reserved: u32 => hwpt::invalidate;
     IOMMU_FAULT_QUEUE_ALLOC u::iommu_fault_alloc, out_fault_fd: u32 => hwpt::fault_queue_alloc;
     IOMMU_IOAS_MAP_FILE u::iommu_ioas_map_file, iova: u64 => ioas::map_file;
+    IOMMU_VIOMMU_ALLOC u::iommu_viommu_alloc, out_viommu_id: u32 => viommu::alloc;
+    IOMMU_VDEVICE_ALLOC u::iommu_vdevice_alloc, virt_id: u64 => viommu::vdevice_alloc;
+    IOMMU_VEVENTQ_ALLOC u::iommu_veventq_alloc, out_veventq_fd: u32 => viommu::veventq_alloc;
+    IOMMU_HW_QUEUE_ALLOC u::iommu_hw_queue_alloc, length: u64 => viommu::hw_queue_alloc;
     IOMMU_IOAS_CHANGE_PROCESS u::iommu_ioas_change_process, __reserved: u32 => ioas::change_process;
 }
 
