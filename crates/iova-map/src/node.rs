@@ -1,6 +1,7 @@
 //! The two kinds of node. Keys past a node's length hold `u64::MAX`, so that a
 //! search need not know the length.
 
+use crate::Entry;
 use crate::room::{CLASSES, Gap, RAGGED};
 
 /// How many of the ascending `keys` are at most `x`.
@@ -46,19 +47,27 @@ fn cut<T: Copy, const N: usize>(keys: &mut [T; N], at: usize, len: usize, paddin
 }
 
 /// The ranges themselves, as parallel arrays: a search reads nothing but starts.
+///
+/// Values stay where they are while the keys shift, which halves the memory an
+/// insertion touches in a leaf that is not in the cache.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub(crate) struct Leaf<V, const N: usize> {
+    /// Its length is the length of the node.
+    values: Vec<V>,
+    /// Where in `values` the value of each range is.
+    order: [u8; N],
     pub(crate) starts: [u64; N],
     pub(crate) lasts: [u64; N],
-    /// Its length is the length of the node.
-    pub(crate) values: Vec<V>,
 }
 
 impl<V, const N: usize> Leaf<V, N> {
     pub(crate) fn with(start: u64, last: u64, value: V, capacity: usize) -> Self {
+        const { assert!(N <= 256, "positions of values are bytes") };
         let mut leaf = Self {
             starts: [u64::MAX; N],
             lasts: [u64::MAX; N],
+            order: [0; N],
             values: Vec::with_capacity(capacity),
         };
         leaf.insert(0, start, last, value);
@@ -68,6 +77,21 @@ impl<V, const N: usize> Leaf<V, N> {
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.values.len()
+    }
+
+    /// How many values there is memory for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.values.capacity()
+    }
+
+    /// Asks for the cache lines that are needed once the position is known, so that
+    /// they arrive together with those that tell it: a big map is not in the cache.
+    #[inline]
+    pub(crate) fn warm(&self, lines: usize) {
+        std::hint::black_box(self.order[N - 1]);
+        for line in self.lasts.chunks(8).take(lines) {
+            std::hint::black_box(line[0]);
+        }
     }
 
     #[inline]
@@ -80,6 +104,24 @@ impl<V, const N: usize> Leaf<V, N> {
     pub(crate) fn first_reaching(&self, x: u64) -> usize {
         let at = self.rank(x);
         at - usize::from(at > 0 && self.lasts[at - 1] >= x)
+    }
+
+    #[inline]
+    pub(crate) fn entry(&self, at: usize) -> Entry<&V> {
+        Entry {
+            start: self.starts[at],
+            last: self.lasts[at],
+            value: &self.values[usize::from(self.order[at])],
+        }
+    }
+
+    #[inline]
+    pub(crate) fn entry_mut(&mut self, at: usize) -> Entry<&mut V> {
+        Entry {
+            start: self.starts[at],
+            last: self.lasts[at],
+            value: &mut self.values[usize::from(self.order[at])],
+        }
     }
 
     pub(crate) fn first(&self) -> u64 {
@@ -95,25 +137,42 @@ impl<V, const N: usize> Leaf<V, N> {
         let len = self.len();
         open(&mut self.starts, at, len, start);
         open(&mut self.lasts, at, len, last);
-        self.values.insert(at, value);
+        open(&mut self.order, at, len, len as u8);
+        self.values.push(value);
     }
 
     #[inline]
     pub(crate) fn remove(&mut self, at: usize) -> V {
         let len = self.len();
+        let (hole, moved) = (self.order[at], (len - 1) as u8);
         close(&mut self.starts, at, len, u64::MAX);
         close(&mut self.lasts, at, len, u64::MAX);
-        self.values.remove(at)
+        close(&mut self.order, at, len, 0);
+        // Over the padding too, which is harmless, so that it takes no branches.
+        for place in &mut self.order {
+            *place = if *place == moved { hole } else { *place };
+        }
+        self.values.swap_remove(usize::from(hole))
     }
 
     pub(crate) fn split_off(&mut self, at: usize) -> Self {
         let len = self.len();
-        let mut values = Vec::with_capacity(N);
-        values.extend(self.values.drain(at..));
+        let mut values: Vec<_> = self.values.drain(..).map(Some).collect();
+        let mut right = Vec::with_capacity(N);
+        for (position, &place) in self.order[..len].iter().enumerate() {
+            let side = if position < at {
+                &mut self.values
+            } else {
+                &mut right
+            };
+            side.extend(values[usize::from(place)].take());
+        }
+        self.order = std::array::from_fn(|position| position as u8);
         Self {
             starts: cut(&mut self.starts, at, len, u64::MAX),
             lasts: cut(&mut self.lasts, at, len, u64::MAX),
-            values,
+            order: self.order,
+            values: right,
         }
     }
 
@@ -121,6 +180,9 @@ impl<V, const N: usize> Leaf<V, N> {
         let (len, more) = (self.len(), right.len());
         self.starts[len..len + more].copy_from_slice(&right.starts[..more]);
         self.lasts[len..len + more].copy_from_slice(&right.lasts[..more]);
+        for (place, right) in self.order[len..].iter_mut().zip(&right.order[..more]) {
+            *place = right + len as u8;
+        }
         self.values.append(&mut right.values);
     }
 
@@ -243,9 +305,9 @@ impl<const N: usize> Inner<N> {
         let mut changed = false;
         let mut raise = |class: usize| {
             let room = gap.room(class);
-            let known = &mut self.rooms[class][at];
-            if room > *known {
-                *known = room;
+            // No look at a cache line that cannot change.
+            if room > 0 && room > self.rooms[class][at] {
+                self.rooms[class][at] = room;
                 changed = true;
             }
             room

@@ -121,6 +121,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         }
         let id = self.leaf_of(addr);
         let leaf = &self.leaves[id];
+        leaf.warm(0);
         let at = leaf.rank(addr).checked_sub(1)?;
         (leaf.lasts[at] >= addr).then_some((id, at))
     }
@@ -157,6 +158,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         }
         let path = self.path_to(start);
         let leaf = &self.leaves[path.leaf];
+        leaf.warm(8);
         let at = leaf.rank(start);
         let at_end = at == leaf.len();
         let next = if at_end {
@@ -345,6 +347,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         }
         let path = self.path_to(start);
         let leaf = &self.leaves[path.leaf];
+        leaf.warm(8);
         let at = leaf.rank(start).checked_sub(1)?;
         if leaf.starts[at] != start {
             return None;
@@ -490,11 +493,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
                 if leaf.starts[at] > last {
                     return;
                 }
-                f(Entry {
-                    start: leaf.starts[at],
-                    last: leaf.lasts[at],
-                    value: &mut leaf.values[at],
-                });
+                f(leaf.entry_mut(at));
             }
             match self.next_leaf(path) {
                 Some(next) => path = next,
@@ -505,7 +504,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
     }
 
     pub(crate) fn memory_usage(&self) -> usize {
-        let values = self.leaves.iter().map(|leaf| leaf.values.capacity());
+        let values = self.leaves.iter().map(|leaf| leaf.capacity());
         self.leaves.memory_usage()
             + self.inners.memory_usage()
             + values.sum::<usize>() * size_of::<V>()
