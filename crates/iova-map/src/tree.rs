@@ -121,9 +121,8 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         }
         let id = self.leaf_of(addr);
         let leaf = &self.leaves[id];
-        leaf.warm(0);
         let at = leaf.rank(addr).checked_sub(1)?;
-        (leaf.lasts[at] >= addr).then_some((id, at))
+        (leaf.last(at) >= addr).then_some((id, at))
     }
 
     /// First address of the range after everything `path` leads to.
@@ -158,7 +157,6 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         }
         let path = self.path_to(start);
         let leaf = &self.leaves[path.leaf];
-        leaf.warm(8);
         let at = leaf.rank(start);
         let at_end = at == leaf.len();
         let next = if at_end {
@@ -166,21 +164,21 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         } else {
             Some(leaf.starts[at])
         };
-        if at > 0 && leaf.lasts[at - 1] >= start {
-            let (start, last) = (leaf.starts[at - 1], leaf.lasts[at - 1]);
+        if at > 0 && leaf.last(at - 1) >= start {
+            let (start, last) = (leaf.starts[at - 1], leaf.last(at - 1));
             return Err(InsertError::Overlap { start, last, value });
         }
         if let Some(next) = next
             && next <= last
         {
             let (leaf, at) = self.find(next).expect("it starts here");
-            let last = self.leaves[leaf].lasts[at];
+            let last = self.leaves[leaf].last(at);
             let start = next;
             return Err(InsertError::Overlap { start, last, value });
         }
 
         let edge = if at_end {
-            Edge::End(Gap::between(leaf.lasts[at - 1], start))
+            Edge::End(Gap::between(leaf.last(at - 1), start))
         } else if at == 0 {
             Edge::Begin(Gap::between(last, leaf.starts[0]))
         } else {
@@ -347,15 +345,14 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         }
         let path = self.path_to(start);
         let leaf = &self.leaves[path.leaf];
-        leaf.warm(8);
         let at = leaf.rank(start).checked_sub(1)?;
         if leaf.starts[at] != start {
             return None;
         }
-        let last = leaf.lasts[at];
+        let last = leaf.last(at);
         let previous = match at {
             0 => self.last_before(&path),
-            _ => Some(leaf.lasts[at - 1]),
+            _ => Some(leaf.last(at - 1)),
         };
         let next = if at + 1 == leaf.len() {
             self.start_after(&path)
@@ -468,8 +465,8 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
 
     pub(crate) fn bounds(&self, level: usize, node: u32) -> (u64, u64) {
         match level {
-            0 => (self.leaves[node].first(), self.leaves[node].last()),
-            _ => (self.inners[node].first(), self.inners[node].last()),
+            0 => self.leaves[node].bounds(),
+            _ => self.inners[node].bounds(),
         }
     }
 
@@ -504,10 +501,8 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
     }
 
     pub(crate) fn memory_usage(&self) -> usize {
-        let values = self.leaves.iter().map(|leaf| leaf.capacity());
-        self.leaves.memory_usage()
-            + self.inners.memory_usage()
-            + values.sum::<usize>() * size_of::<V>()
+        let tails = self.leaves.iter().map(Leaf::memory_usage).sum::<usize>();
+        self.leaves.memory_usage() + self.inners.memory_usage() + tails
     }
 }
 
