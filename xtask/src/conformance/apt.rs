@@ -203,9 +203,10 @@ impl Apt {
 /// `preferred` if it is there, else the name with the highest number.
 fn pick<'a>(names: impl Iterator<Item = &'a str>, prefix: &str, preferred: &str) -> Option<String> {
     let number = |name: &str| {
-        let mut parts = name.strip_prefix(prefix)?.split('.');
-        let number = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        parts.next().is_none().then_some::<(u32, u32)>(number)
+        let parts = name.strip_prefix(prefix)?.split('.');
+        parts
+            .map(|part| part.parse::<u32>().ok())
+            .collect::<Option<Vec<_>>>()
     };
     let numbered = names.filter_map(|name| Some((name == preferred, number(name)?, name)));
     numbered.max().map(|(_, _, name)| name.to_owned())
@@ -290,7 +291,7 @@ mod tests {
     #[test]
     fn the_preferred_source_wins_and_then_the_newest() {
         let pick =
-            |names: &[&str]| pick(names.iter().copied(), "linux-source-", "linux-source-7.3");
+            |names: &[&str]| pick(names.iter().copied(), "linux-source-7.", "linux-source-7.3");
         let old = "linux-source-7.2";
         let new = "linux-source-7.10";
         assert_eq!(
@@ -301,6 +302,6 @@ mod tests {
             pick(&[new, old, "linux-source-rt", "linux-source-7.x"]).unwrap(),
             new
         );
-        assert_eq!(pick(&["linux-source"]), None);
+        assert_eq!(pick(&["linux-source", "linux-source-6.12"]), None);
     }
 }
