@@ -190,7 +190,7 @@ impl Machine {
             21 | 22 => {
                 let flags = i.flags();
                 let head = Struct::new(48).u32(flags).u32(i.id()).u32(i.id()).u32(0).u32(0);
-                let data = if i.byte() % 2 == 0 { (0, 0) } else { (0xdead, 8) };
+                let data = if i.byte().is_multiple_of(2) { (0, 0) } else { (0xdead, 8) };
                 (0x3b89, head.u32(data.0).u32(data.1).u64(i.va()).u32(i.id()).u32(0))
             }
             23 => (0x3b8b, Struct::new(16).u32(i.flags() % 2).u32(i.id()).u32(0)),
@@ -277,7 +277,7 @@ impl Machine {
             9 | 10 => {
                 let Some(file) = self.host.emulated(i32::from(input.byte() % 16)) else { return };
                 let len = usize::from(input.byte()) * 8;
-                if input.byte() % 2 == 0 {
+                if input.byte().is_multiple_of(2) {
                     let _ = file.read(&self.task, va, len, None);
                 } else {
                     let _ = file.write(&self.task, va, len, None);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Client, FIXED, RO, RW, page, words};
-use host::{Capability, Errno, Mm};
+use host::{Capability, Errno, File, Mm};
 use uapi::iommufd as u;
 use uapi::nr;
 use uapi::selftest as t;
@@ -173,7 +173,6 @@ fn a_struct_may_be_longer_only_by_zeroes() {
     let call = |words: &[u32; 6]| {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
         client.host.copy_to_user(page(30), &bytes).unwrap();
-        use host::File;
         client.context.ioctl(&client.task, nr::IOMMU_IOAS_ALLOC, page(30))
     };
     assert_eq!(call(&long), Ok(0));
@@ -226,7 +225,6 @@ fn an_id_that_did_not_reach_user_space_is_free_again() {
     client.host.set_writable(page(31), true);
     client.host.copy_to_user(page(31), uapi::Plain::as_bytes(&cmd)).unwrap();
     client.host.set_writable(page(31), false);
-    use host::File;
     let failed = client.context.ioctl(&client.task, nr::IOMMU_IOAS_ALLOC, page(31));
     assert_eq!(failed, Err(Errno::FAULT));
     assert_eq!(client.ioas(), 1);

@@ -90,14 +90,13 @@ impl<'a, V, const L: usize, const I: usize> Iterator for RawIter<'a, V, L, I> {
             self.at = 0;
             leaf = self.leaf?.0;
         }
-        let start = leaf.starts[self.at];
-        if start > self.last {
+        let entry = leaf.entry(self.at);
+        if entry.start > self.last {
             self.leaf = None;
             return None;
         }
-        let (last, value) = (leaf.lasts[self.at], &leaf.values[self.at]);
         self.at += 1;
-        Some(Entry { start, last, value })
+        Some(entry)
     }
 }
 

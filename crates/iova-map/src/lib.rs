@@ -145,15 +145,13 @@ impl<V> IovaMap<V> {
     #[inline]
     pub fn get(&self, addr: u64) -> Option<Entry<&V>> {
         let (leaf, at) = self.0.find(addr)?;
-        let leaf = &self.0.leaves[leaf];
-        Some(Entry { start: leaf.starts[at], last: leaf.lasts[at], value: &leaf.values[at] })
+        Some(self.0.leaves[leaf].entry(at))
     }
 
     /// The range that contains `addr`, to change its value.
     pub fn get_mut(&mut self, addr: u64) -> Option<Entry<&mut V>> {
         let (leaf, at) = self.0.find(addr)?;
-        let leaf = &mut self.0.leaves[leaf];
-        Some(Entry { start: leaf.starts[at], last: leaf.lasts[at], value: &mut leaf.values[at] })
+        Some(self.0.leaves[leaf].entry_mut(at))
     }
 
     /// Whether any address in `[start, last]` is taken.

@@ -1,6 +1,7 @@
 //! The two kinds of node. Keys past a node's length hold `u64::MAX`, so that a
 //! search need not know the length.
 
+use crate::Entry;
 use crate::room::{CLASSES, Gap, RAGGED};
 
 /// How many of the ascending `keys` are at most `x`.
@@ -43,33 +44,51 @@ fn cut<T: Copy, const N: usize>(keys: &mut [T; N], at: usize, len: usize, paddin
     right
 }
 
-/// The ranges themselves, as parallel arrays: a search reads nothing but starts.
+/// The ranges themselves. Only starts are kept in order, which is all that a
+/// search reads; the rest of a range stays where it is while the starts shift.
+/// That way a change touches few cache lines of a leaf that is not in the cache.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub(crate) struct Leaf<V, const N: usize> {
+    /// In no order. Its length is the length of the node.
+    tails: Vec<Tail<V>>,
+    /// Which tail belongs to each start.
+    order: [u8; N],
     pub(crate) starts: [u64; N],
-    pub(crate) lasts: [u64; N],
-    /// Its length is the length of the node.
-    pub(crate) values: Vec<V>,
+}
+
+/// A range but for its start.
+#[derive(Clone, Debug)]
+struct Tail<V> {
+    last: u64,
+    value: V,
 }
 
 impl<V, const N: usize> Leaf<V, N> {
     pub(crate) fn with(start: u64, last: u64, value: V, capacity: usize) -> Self {
-        let mut leaf = Self {
-            starts: [u64::MAX; N],
-            lasts: [u64::MAX; N],
-            values: Vec::with_capacity(capacity),
-        };
+        const { assert!(N <= 256, "positions of tails are bytes") };
+        let mut leaf =
+            Self { tails: Vec::with_capacity(capacity), order: [0; N], starts: [u64::MAX; N] };
         leaf.insert(0, start, last, value);
         leaf
     }
 
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.values.len()
+        self.tails.len()
     }
 
+    /// Bytes on the heap, without what the values own.
+    pub(crate) fn memory_usage(&self) -> usize {
+        self.tails.capacity() * size_of::<Tail<V>>()
+    }
+
+    /// How many ranges start at `x` or before.
     #[inline]
     pub(crate) fn rank(&self, x: u64) -> usize {
+        // Asks for the line that will be needed next together with those that
+        // are needed first: a big map is not in the cache.
+        std::hint::black_box(self.order[0]);
         rank(&self.starts, self.len(), x)
     }
 
@@ -77,57 +96,81 @@ impl<V, const N: usize> Leaf<V, N> {
     #[inline]
     pub(crate) fn first_reaching(&self, x: u64) -> usize {
         let at = self.rank(x);
-        at - usize::from(at > 0 && self.lasts[at - 1] >= x)
+        at - usize::from(at > 0 && self.last(at - 1) >= x)
     }
 
-    pub(crate) fn first(&self) -> u64 {
-        self.starts[0]
+    #[inline]
+    pub(crate) fn last(&self, at: usize) -> u64 {
+        self.tails[usize::from(self.order[at])].last
     }
 
-    pub(crate) fn last(&self) -> u64 {
-        self.lasts[self.len() - 1]
+    #[inline]
+    pub(crate) fn entry(&self, at: usize) -> Entry<&V> {
+        let Tail { last, value } = &self.tails[usize::from(self.order[at])];
+        Entry { start: self.starts[at], last: *last, value }
+    }
+
+    #[inline]
+    pub(crate) fn entry_mut(&mut self, at: usize) -> Entry<&mut V> {
+        let Tail { last, value } = &mut self.tails[usize::from(self.order[at])];
+        Entry { start: self.starts[at], last: *last, value }
+    }
+
+    /// First and last address of all of them.
+    pub(crate) fn bounds(&self) -> (u64, u64) {
+        (self.starts[0], self.last(self.len() - 1))
     }
 
     #[inline]
     pub(crate) fn insert(&mut self, at: usize, start: u64, last: u64, value: V) {
         let len = self.len();
         open(&mut self.starts, at, len, start);
-        open(&mut self.lasts, at, len, last);
-        self.values.insert(at, value);
+        open(&mut self.order, at, len, len as u8);
+        self.tails.push(Tail { last, value });
     }
 
     #[inline]
     pub(crate) fn remove(&mut self, at: usize) -> V {
         let len = self.len();
+        let (hole, moved) = (self.order[at], (len - 1) as u8);
         close(&mut self.starts, at, len, u64::MAX);
-        close(&mut self.lasts, at, len, u64::MAX);
-        self.values.remove(at)
+        close(&mut self.order, at, len, 0);
+        // Over the padding too, which is harmless, so that it takes no branches.
+        for place in &mut self.order {
+            *place = if *place == moved { hole } else { *place };
+        }
+        self.tails.swap_remove(usize::from(hole)).value
     }
 
     pub(crate) fn split_off(&mut self, at: usize) -> Self {
         let len = self.len();
-        let mut values = Vec::with_capacity(N);
-        values.extend(self.values.drain(at..));
-        Self {
-            starts: cut(&mut self.starts, at, len, u64::MAX),
-            lasts: cut(&mut self.lasts, at, len, u64::MAX),
-            values,
+        let mut tails: Vec<_> = self.tails.drain(..).map(Some).collect();
+        let mut right = Vec::with_capacity(N);
+        for (position, &place) in self.order[..len].iter().enumerate() {
+            let side = if position < at { &mut self.tails } else { &mut right };
+            side.extend(tails[usize::from(place)].take());
         }
+        self.order = std::array::from_fn(|position| position as u8);
+        Self { tails: right, order: self.order, starts: cut(&mut self.starts, at, len, u64::MAX) }
     }
 
     pub(crate) fn append(&mut self, mut right: Self) {
         let (len, more) = (self.len(), right.len());
         self.starts[len..len + more].copy_from_slice(&right.starts[..more]);
-        self.lasts[len..len + more].copy_from_slice(&right.lasts[..more]);
-        self.values.append(&mut right.values);
+        for (place, right) in self.order[len..].iter_mut().zip(&right.order[..more]) {
+            *place = right + len as u8;
+        }
+        self.tails.append(&mut right.tails);
     }
 
     /// The holes between the ranges of this leaf.
     #[inline]
     pub(crate) fn gaps(&self) -> impl Iterator<Item = Gap> {
-        let len = self.len();
-        std::iter::zip(&self.lasts[..len], self.starts[..len].iter().skip(1))
-            .map(|(&last, &next)| Gap::between(last, next))
+        let nexts = self.starts[..self.len()].iter().skip(1);
+        std::iter::zip(&self.order, nexts).map(|(&place, &next)| {
+            let last = self.tails[usize::from(place)].last;
+            Gap::between(last, next)
+        })
     }
 
     pub(crate) fn room(&self, class: usize) -> u64 {
@@ -173,12 +216,9 @@ impl<const N: usize> Inner<N> {
         rank(&self.firsts, self.len, x).saturating_sub(1)
     }
 
-    pub(crate) fn first(&self) -> u64 {
-        self.firsts[0]
-    }
-
-    pub(crate) fn last(&self) -> u64 {
-        self.lasts[self.len - 1]
+    /// First and last address below it.
+    pub(crate) fn bounds(&self) -> (u64, u64) {
+        (self.firsts[0], self.lasts[self.len - 1])
     }
 
     pub(crate) fn insert(&mut self, at: usize, slot: &Slot) {
@@ -223,7 +263,7 @@ impl<const N: usize> Inner<N> {
     }
 
     pub(crate) fn append(&mut self, right: &Self) {
-        let gap = Gap::between(self.last(), right.first());
+        let gap = Gap::between(self.bounds().1, right.firsts[0]);
         let to = self.len..self.len + right.len;
         self.firsts[to.clone()].copy_from_slice(&right.firsts[..right.len]);
         self.lasts[to.clone()].copy_from_slice(&right.lasts[..right.len]);
@@ -241,9 +281,9 @@ impl<const N: usize> Inner<N> {
         let mut changed = false;
         let mut raise = |class: usize| {
             let room = gap.room(class);
-            let known = &mut self.rooms[class][at];
-            if room > *known {
-                *known = room;
+            // No look at a cache line that cannot change.
+            if room > 0 && room > self.rooms[class][at] {
+                self.rooms[class][at] = room;
                 changed = true;
             }
             room

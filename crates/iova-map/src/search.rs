@@ -26,7 +26,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         let at = leaf.rank(lo);
         let mut free = match at {
             0 => 0,
-            _ => leaf.lasts[at - 1].checked_add(1)?,
+            _ => leaf.last(at - 1).checked_add(1)?,
         };
         for i in at..leaf.len() {
             if leaf.starts[i] > free
@@ -34,7 +34,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
             {
                 return Some(answer);
             }
-            free = leaf.lasts[i].checked_add(1)?;
+            free = leaf.last(i).checked_add(1)?;
         }
         // … then what lies to the right of the path, guided by the summaries.
         let mut level = 0;

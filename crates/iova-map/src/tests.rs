@@ -78,10 +78,10 @@ impl<const L: usize, const I: usize> Tree<u32, L, I> {
             nodes.0 += 1;
             let leaf = &self.leaves[node];
             for i in 0..len {
-                assert!(leaf.starts[i] <= leaf.lasts[i]);
-                assert!(i == 0 || leaf.lasts[i - 1] < leaf.starts[i]);
+                assert!(leaf.starts[i] <= leaf.last(i));
+                assert!(i == 0 || leaf.last(i - 1) < leaf.starts[i]);
             }
-            let padding = leaf.starts[len..].iter().chain(&leaf.lasts[len..]);
+            let padding = leaf.starts[len..].iter();
             assert!(padding.copied().all(|key| key == u64::MAX));
             return len;
         }

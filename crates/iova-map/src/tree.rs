@@ -112,7 +112,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         let id = self.leaf_of(addr);
         let leaf = &self.leaves[id];
         let at = leaf.rank(addr).checked_sub(1)?;
-        (leaf.lasts[at] >= addr).then_some((id, at))
+        (leaf.last(at) >= addr).then_some((id, at))
     }
 
     /// First address of the range after everything `path` leads to.
@@ -150,21 +150,21 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         let at = leaf.rank(start);
         let at_end = at == leaf.len();
         let next = if at_end { self.start_after(&path) } else { Some(leaf.starts[at]) };
-        if at > 0 && leaf.lasts[at - 1] >= start {
-            let (start, last) = (leaf.starts[at - 1], leaf.lasts[at - 1]);
+        if at > 0 && leaf.last(at - 1) >= start {
+            let (start, last) = (leaf.starts[at - 1], leaf.last(at - 1));
             return Err(InsertError::Overlap { start, last, value });
         }
         if let Some(next) = next
             && next <= last
         {
             let (leaf, at) = self.find(next).expect("it starts here");
-            let last = self.leaves[leaf].lasts[at];
+            let last = self.leaves[leaf].last(at);
             let start = next;
             return Err(InsertError::Overlap { start, last, value });
         }
 
         let edge = if at_end {
-            Edge::End(Gap::between(leaf.lasts[at - 1], start))
+            Edge::End(Gap::between(leaf.last(at - 1), start))
         } else if at == 0 {
             Edge::Begin(Gap::between(last, leaf.starts[0]))
         } else {
@@ -313,10 +313,10 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         if leaf.starts[at] != start {
             return None;
         }
-        let last = leaf.lasts[at];
+        let last = leaf.last(at);
         let previous = match at {
             0 => self.last_before(&path),
-            _ => Some(leaf.lasts[at - 1]),
+            _ => Some(leaf.last(at - 1)),
         };
         let next =
             if at + 1 == leaf.len() { self.start_after(&path) } else { Some(leaf.starts[at + 1]) };
@@ -424,8 +424,8 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
 
     pub(crate) fn bounds(&self, level: usize, node: u32) -> (u64, u64) {
         match level {
-            0 => (self.leaves[node].first(), self.leaves[node].last()),
-            _ => (self.inners[node].first(), self.inners[node].last()),
+            0 => self.leaves[node].bounds(),
+            _ => self.inners[node].bounds(),
         }
     }
 
@@ -449,11 +449,7 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
                 if leaf.starts[at] > last {
                     return;
                 }
-                f(Entry {
-                    start: leaf.starts[at],
-                    last: leaf.lasts[at],
-                    value: &mut leaf.values[at],
-                });
+                f(leaf.entry_mut(at));
             }
             match self.next_leaf(path) {
                 Some(next) => path = next,
@@ -464,10 +460,8 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
     }
 
     pub(crate) fn memory_usage(&self) -> usize {
-        let values = self.leaves.iter().map(|leaf| leaf.values.capacity());
-        self.leaves.memory_usage()
-            + self.inners.memory_usage()
-            + values.sum::<usize>() * size_of::<V>()
+        let tails = self.leaves.iter().map(Leaf::memory_usage).sum::<usize>();
+        self.leaves.memory_usage() + self.inners.memory_usage() + tails
     }
 }
 

@@ -210,13 +210,10 @@ mod tests {
                 }
                 for index in 0..24u64 {
                     let found = parts.overlapping(index, index).next();
-                    match found {
-                        Some((begin, part)) => {
-                            prop_assert_eq!(part.holds, model[index as usize]);
-                            prop_assert_eq!(part.pa + (index - begin) * PAGE_SIZE, pa_of(index));
-                        }
-                        None => prop_assert_eq!(model[index as usize], 0),
-                    }
+                    if let Some((begin, part)) = found {
+                        prop_assert_eq!(part.holds, model[index as usize]);
+                        prop_assert_eq!(part.pa + (index - begin) * PAGE_SIZE, pa_of(index));
+                    } else { prop_assert_eq!(model[index as usize], 0) }
                 }
                 // Merged: no two neighbours could be one part.
                 let all: Vec<_> = parts.0.iter().collect();
