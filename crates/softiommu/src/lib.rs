@@ -1,0 +1,62 @@
+//! A whole IOMMU as a dev-dependency: after [`install`], `/dev/iommu` works in
+//! this process, whoever opens it.
+//!
+//! ```no_run
+//! softiommu::install(softiommu::Machine::default())?;
+//! let iommu = std::fs::File::options().read(true).write(true).open("/dev/iommu")?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Calls into the C library from anything linked into the same executable
+//! arrive here: the standard library's, those of client crates, those of C
+//! code. Nothing needs `LD_PRELOAD`, root, or a kernel with iommufd.
+#![forbid(unsafe_code)]
+
+mod status;
+
+use std::sync::Arc;
+
+use host_linux::Host;
+use interpose::{Captures, Node, PathTable, Prefixes};
+
+pub use softiommu_machine::{Error as MachineError, Iommu, Machine, Model};
+
+/// The minor device number of `/dev/iommu`; its major is 10 (misc).
+const MINOR: u32 = 125;
+
+/// [`install`] was called before in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this process has a machine already: call softiommu::install once")]
+pub struct AlreadyInstalled;
+
+/// Gives this process the machine: `/dev/iommu` can be opened from now on. It is
+/// built when it is first used.
+///
+/// To be called once in a process, before the first open; in tests, which share
+/// a process, through a `std::sync::Once` or by ignoring [`AlreadyInstalled`].
+pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
+    let prefixes = Prefixes::build(&["/dev/iommu", "/proc/"]);
+    interpose::install(prefixes, move |host| paths(&machine, host)).map_err(|_| AlreadyInstalled)
+}
+
+/// The one table of what paths lead to us.
+fn paths(machine: &Machine, host: &Arc<Host>) -> PathTable {
+    let mut table = PathTable::new();
+    for iommu in &machine.iommus {
+        match iommu.model {
+            Model::Mock => {
+                let node = iommufd_selftest::device_node(host.phys().clone(), MINOR);
+                table.add("/dev/iommu", Node::CharDevice(node));
+            }
+        }
+    }
+    let host = host.clone();
+    let status = move |captures: &Captures, text| {
+        match captures.pid().and_then(|pid| host.known_mm(pid)) {
+            Some(mm) => status::patch(text, mm.counters()),
+            None => text,
+        }
+    };
+    table.add("/proc/{pid}/status", Node::Patched(Arc::new(status)));
+    table
+}
