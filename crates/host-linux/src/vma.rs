@@ -186,7 +186,7 @@ mod tests {
         let on_heap = Box::new(0_u8);
         let places = [
             &raw const on_stack as u64,
-            &raw const PROCMAP_QUERY as u64,
+            std::ptr::from_ref("in the executable").addr() as u64,
             std::ptr::from_ref(&*on_heap) as u64,
             16,
         ];

@@ -1,0 +1,97 @@
+//! Calls on emulated descriptors, whoever serves them.
+
+use std::ffi::c_int;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
+
+use host::{Errno, FileMode, MmapBacking, MmapRequest};
+
+use crate::handle::LocalFile;
+use crate::process::current;
+use crate::task::LocalTask;
+
+/// Who serves a descriptor.
+enum Server {
+    Here(Arc<LocalFile>, LocalTask),
+    /// The process at the other end.
+    Elsewhere,
+}
+
+fn server(fd: RawFd) -> Result<Server, Errno> {
+    match current().file(fd) {
+        Some(Some(file)) => Ok(Server::Here(file, LocalTask::current()?)),
+        Some(None) => Ok(Server::Elsewhere),
+        // Closed by another thread just now.
+        None => Err(Errno::BADF),
+    }
+}
+
+/// What `fstat` and `readlink` tell of an emulated descriptor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// Major and minor number of a character device.
+    pub(crate) device: Option<(u32, u32)>,
+    /// What `/proc/self/fd` shows.
+    pub(crate) name: String,
+}
+
+impl Identity {
+    pub(crate) fn of(file: &LocalFile) -> Self {
+        let device = match file.file.mode() {
+            FileMode::CharDevice { major, minor } => Some((major, minor)),
+            FileMode::AnonInode(_) => None,
+        };
+        Self {
+            device,
+            name: file.name.clone(),
+        }
+    }
+}
+
+pub(crate) fn ioctl(fd: RawFd, cmd: u32, arg: u64) -> Result<c_int, Errno> {
+    let result = match server(fd)? {
+        Server::Here(file, task) => host::File::ioctl(&*file.file, &task, cmd, arg),
+        Server::Elsewhere => Err(Errno::IO),
+    };
+    tracing::debug!(fd, cmd = format_args!("{cmd:#x}"), ?result, "ioctl");
+    result
+}
+
+pub(crate) fn read(fd: RawFd, buf: u64, len: usize, pos: Option<u64>) -> Result<isize, Errno> {
+    let result = match server(fd)? {
+        Server::Here(file, task) => {
+            let result = file.file.read(&task, buf, len, pos);
+            // SAFETY: the program's descriptor, open during its own call.
+            file.update_readable(unsafe { BorrowedFd::borrow_raw(fd) });
+            result
+        }
+        Server::Elsewhere => Err(Errno::IO),
+    };
+    tracing::debug!(fd, len, ?pos, ?result, "read");
+    result.map(|n| n as isize)
+}
+
+pub(crate) fn write(fd: RawFd, buf: u64, len: usize, pos: Option<u64>) -> Result<isize, Errno> {
+    let result = match server(fd)? {
+        Server::Here(file, task) => file.file.write(&task, buf, len, pos),
+        Server::Elsewhere => Err(Errno::IO),
+    };
+    tracing::debug!(fd, len, ?pos, ?result, "write");
+    result.map(|n| n as isize)
+}
+
+pub(crate) fn identity(fd: RawFd) -> Result<Identity, Errno> {
+    match server(fd)? {
+        Server::Here(file, _) => Ok(Identity::of(&file)),
+        Server::Elsewhere => Err(Errno::IO),
+    }
+}
+
+pub(crate) fn mmap(fd: RawFd, request: MmapRequest) -> Result<MmapBacking, Errno> {
+    let result = match server(fd)? {
+        Server::Here(file, task) => file.file.mmap(&task, request),
+        Server::Elsewhere => Err(Errno::IO),
+    };
+    tracing::debug!(fd, ?request, errno = ?result.as_ref().err(), "mmap");
+    result
+}

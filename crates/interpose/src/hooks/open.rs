@@ -1,0 +1,130 @@
+//! `open(2)` and its family, `fopen(3)`.
+
+use std::ffi::{c_char, c_int};
+
+use libc::{FILE, mode_t};
+
+use crate::next;
+use crate::open::{candidate, open as open_ours};
+use crate::sys::answer;
+
+/// Our own answer for `path`, if it is ours.
+unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
+    // SAFETY: as the caller's C string.
+    let path = unsafe { candidate(path) }?;
+    let result = open_ours(path, flags)?;
+    Some(answer(|| result))
+}
+
+macro_rules! openers {
+    ($($name:ident($([$dir:ident])? path, flags $(, $mode:ident)?);)*) => {$(
+        #[unsafe(no_mangle)]
+        pub(super) unsafe extern "C" fn $name($($dir: c_int,)? path: *const c_char, flags: c_int $(, $mode: mode_t)?) -> c_int {
+            // SAFETY: the same call, as promised by the caller.
+            unsafe {
+                match ours(path, flags) {
+                    Some(fd) => fd,
+                    None => next::$name($($dir,)? path, flags $(, $mode)?),
+                }
+            }
+        }
+    )*};
+}
+
+openers! {
+    open(path, flags, mode);
+    open64(path, flags, mode);
+    openat([dir] path, flags, mode);
+    openat64([dir] path, flags, mode);
+    __open_2(path, flags);
+    __open64_2(path, flags);
+    __openat_2([dir] path, flags);
+    __openat64_2([dir] path, flags);
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn creat(path: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: the same call, as promised by the caller.
+    unsafe { open(path, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, mode) }
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn creat64(path: *const c_char, mode: mode_t) -> c_int {
+    // SAFETY: the same call, as promised by the caller.
+    unsafe { open(path, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, mode) }
+}
+
+/// The flags of an `fopen` mode.
+unsafe fn flags_of(mode: *const c_char) -> c_int {
+    // SAFETY: a C string, as promised by the caller.
+    let mode = unsafe { std::ffi::CStr::from_ptr(mode) }.to_bytes();
+    let has = |byte| mode.contains(&byte);
+    let access = match (mode.first(), has(b'+')) {
+        (_, true) => libc::O_RDWR,
+        (Some(b'r'), false) => libc::O_RDONLY,
+        _ => libc::O_WRONLY,
+    };
+    access | if has(b'e') { libc::O_CLOEXEC } else { 0 }
+}
+
+/// A stream of ours for `path`, if it is ours.
+unsafe fn stream(path: *const c_char, mode: *const c_char) -> Option<*mut FILE> {
+    if mode.is_null() {
+        return None;
+    }
+    // SAFETY: C strings, as promised by the caller.
+    unsafe {
+        let fd = ours(path, flags_of(mode))?;
+        if fd < 0 {
+            return Some(std::ptr::null_mut());
+        }
+        let file = libc::fdopen(fd, mode);
+        if file.is_null() {
+            crate::process::close(fd);
+        }
+        Some(file)
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut FILE {
+    // SAFETY: the same call, as promised by the caller.
+    unsafe { stream(path, mode).unwrap_or_else(|| next::fopen(path, mode)) }
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *mut FILE {
+    // SAFETY: the same call, as promised by the caller.
+    unsafe { stream(path, mode).unwrap_or_else(|| next::fopen64(path, mode)) }
+}
+
+macro_rules! reopeners {
+    ($($name:ident;)*) => {$(
+        #[unsafe(no_mangle)]
+        pub(super) unsafe extern "C" fn $name(path: *const c_char, mode: *const c_char, file: *mut FILE) -> *mut FILE {
+            // SAFETY: the same call, as promised by the caller; the fresh descriptor
+            // is reached through /proc, and closed once the stream has its own.
+            unsafe {
+                if mode.is_null() {
+                    return next::$name(path, mode, file);
+                }
+                let Some(fd) = ours(path, flags_of(mode)) else {
+                    return next::$name(path, mode, file);
+                };
+                if fd < 0 {
+                    libc::fclose(file);
+                    return std::ptr::null_mut();
+                }
+                let link = format!("/proc/self/fd/{fd}\0");
+                let result = next::$name(link.as_ptr().cast(), mode, file);
+                crate::process::close(fd);
+                result
+            }
+        }
+    )*};
+}
+
+reopeners! {
+    freopen;
+    freopen64;
+}

@@ -1,0 +1,54 @@
+//! Interposes the C library, so that device nodes can be served by code in the
+//! same process: `open`, `ioctl`, `mmap`, `poll` on them work, in a program that
+//! knows nothing of it.
+//!
+//! It works as a preloaded library (a `cdylib` that depends on this crate and
+//! calls [`install`] when loaded) and linked into a Rust program or test, where
+//! the standard library's own calls arrive here too.
+//!
+//! It knows nothing of what the devices are: [`install`] takes a table of paths.
+
+mod calls;
+mod fork;
+mod handle;
+mod hooks;
+mod mappings;
+mod next;
+mod open;
+mod paths;
+mod process;
+mod sys;
+mod table;
+mod task;
+
+use std::sync::Arc;
+
+use host_linux::Host;
+
+pub use paths::{Captures, Node, PathTable, Prefixes};
+
+/// [`install`] was called before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AlreadyInstalled;
+
+impl std::fmt::Display for AlreadyInstalled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the path table of this process is already installed")
+    }
+}
+
+impl std::error::Error for AlreadyInstalled {}
+
+/// Redirects paths from now on. `make` builds the table when a path that begins
+/// like one of [`Prefixes::build`] is first used, so that a program which never
+/// does pays nothing; a forked child that cannot reach its parent's table
+/// builds its own.
+pub fn install(
+    prefixes: Prefixes,
+    make: impl Fn(&Arc<Host>) -> PathTable + Send + Sync + 'static,
+) -> Result<(), AlreadyInstalled> {
+    let make = Box::new(make);
+    process::CONFIG
+        .set(process::Config { prefixes, make })
+        .map_err(|_| AlreadyInstalled)
+}

@@ -1,0 +1,150 @@
+//! Opening and looking at paths of ours.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::io::{Seek, Write};
+use std::os::fd::{IntoRawFd, RawFd};
+
+use host::{Errno, FileMode};
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::io::FdFlags;
+
+use crate::paths::{Captures, Node, begins_like, spell_out_self};
+use crate::process::{CONFIG, Inside, current};
+use crate::task::LocalTask;
+
+/// A path that may be ours, by its first bytes: all that others cost.
+///
+/// # Safety
+/// `path` is null or a C string, as the C library itself wants it.
+#[inline]
+pub(crate) unsafe fn candidate<'a>(path: *const c_char) -> Option<&'a str> {
+    let config = CONFIG.get()?;
+    if path.is_null() {
+        return None;
+    }
+    // SAFETY: not null, so a C string.
+    let path = unsafe { CStr::from_ptr(path) }.to_bytes();
+    let ours = path.first() == Some(&b'/')
+        && (begins_like(path, config.prefixes.build)
+            || begins_like(path, config.prefixes.if_built))
+        && !Inside::now();
+    if ours {
+        std::str::from_utf8(path).ok()
+    } else {
+        None
+    }
+}
+
+/// What a path of ours leads to in this process's own machine.
+fn find(path: &str) -> Option<(&'static Node, Captures, String)> {
+    let config = CONFIG.get()?;
+    let process = current();
+    let table = if begins_like(path.as_bytes(), config.prefixes.build) {
+        process.paths(config).ok()?
+    } else {
+        process.built_paths()?
+    };
+    let path = spell_out_self(path, process.pid(), tid);
+    let (node, captures) = table.find(&path)?;
+    Some((node, captures, path))
+}
+
+fn tid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get() as u32
+}
+
+/// Opens a path; `None` if it is the kernel's after all.
+pub(crate) fn open(path: &str, flags: c_int) -> Option<Result<RawFd, Errno>> {
+    let (node, captures, full) = find(path)?;
+    let result = open_node(node, &captures, &full, flags)?;
+    tracing::debug!(path, ?result, "open");
+    Some(result)
+}
+
+fn open_node(
+    node: &Node,
+    captures: &Captures,
+    path: &str,
+    flags: c_int,
+) -> Option<Result<RawFd, Errno>> {
+    let _inside = Inside::enter();
+    let cloexec = flags & libc::O_CLOEXEC != 0;
+    if let Node::CharDevice(device) = node {
+        if flags & libc::O_DIRECTORY != 0 {
+            return Some(Err(Errno::NOTDIR));
+        }
+        if flags & libc::O_CREAT != 0 && flags & libc::O_EXCL != 0 {
+            return Some(Err(Errno::EXIST));
+        }
+        let open = || {
+            let file = device.open(&LocalTask::current()?)?;
+            current().install(file, cloexec, Some(path))
+        };
+        return Some(open());
+    }
+    if flags & libc::O_ACCMODE != libc::O_RDONLY {
+        // The kernel's file can be opened for writing, text of ours cannot.
+        return matches!(node, Node::Text(_)).then_some(Err(Errno::ACCESS));
+    }
+    let content = content(node, captures, path)?;
+    Some(content.and_then(|content| Ok(text_file(&content, cloexec)?.into_raw_fd())))
+}
+
+/// The text behind a node that is not a device; `None` if the kernel should
+/// answer, because it has no such file to change.
+pub(crate) fn content(
+    node: &Node,
+    captures: &Captures,
+    path: &str,
+) -> Option<Result<Vec<u8>, Errno>> {
+    match node {
+        Node::CharDevice(_) => None,
+        Node::Text(text) => Some(text(captures).ok_or(Errno::NOENT)),
+        Node::Patched(patch) => {
+            let file =
+                rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+            let mut real = Vec::new();
+            std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut real).ok()?;
+            Some(Ok(patch(captures, real)))
+        }
+    }
+}
+
+/// A file of the kernel's with this content, at its beginning.
+fn text_file(content: &[u8], cloexec: bool) -> Result<std::fs::File, Errno> {
+    let fd = rustix::fs::memfd_create("text", MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(fd);
+    let io = |e: std::io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
+    file.write_all(content).map_err(io)?;
+    file.rewind().map_err(io)?;
+    if !cloexec {
+        rustix::io::fcntl_setfd(&file, FdFlags::empty())?;
+    }
+    Ok(file)
+}
+
+/// What `stat` tells of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// A character device with these numbers.
+    Device(u32, u32),
+    /// A read-only file of this size.
+    Text(u64),
+}
+
+/// Looks at a path; `None` if the kernel's own answer is right.
+pub(crate) fn look(path: &str) -> Option<Result<Look, Errno>> {
+    let (node, captures, _) = find(path)?;
+    let _inside = Inside::enter();
+    match node {
+        Node::CharDevice(device) => Some(Ok(match device.mode() {
+            FileMode::CharDevice { major, minor } => Look::Device(major, minor),
+            FileMode::AnonInode(_) => Look::Device(0, 0),
+        })),
+        Node::Text(text) => {
+            let size = text(&captures).map(|content| content.len() as u64);
+            Some(size.map(Look::Text).ok_or(Errno::NOENT))
+        }
+        Node::Patched(_) => None,
+    }
+}

@@ -1,0 +1,181 @@
+//! Which paths are ours: the one table of path redirection.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use host::CharDevice;
+
+/// What is behind a path of ours.
+#[derive(Clone)]
+pub enum Node {
+    /// A device that can be opened.
+    CharDevice(Arc<dyn CharDevice>),
+    /// The kernel's own file with its content changed.
+    Patched(Arc<dyn Fn(&Captures, Vec<u8>) -> Vec<u8> + Send + Sync>),
+    /// A read-only file that the kernel does not have. `None`: no such file.
+    Text(Arc<dyn Fn(&Captures) -> Option<Vec<u8>> + Send + Sync>),
+}
+
+/// What the placeholders of a pattern stood for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Captures(Vec<(String, String)>);
+
+impl Captures {
+    /// What `{name}` stood for.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| &**value)
+    }
+
+    /// What `{pid}` stood for. `self` has become a number before.
+    pub fn pid(&self) -> Option<u32> {
+        self.get("pid")?.parse().ok()
+    }
+}
+
+/// The table of paths that lead to us instead of to the kernel.
+///
+/// Paths are absolute. A segment in braces stands for any one segment;
+/// `{pid}` only for a number, and the kernel's `self` matches it.
+#[derive(Clone, Default)]
+pub struct PathTable {
+    entries: Vec<(String, Node)>,
+}
+
+impl PathTable {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts `node` at `pattern`, before whatever was added later.
+    pub fn add(&mut self, pattern: impl Into<String>, node: Node) -> &mut Self {
+        self.entries.push((pattern.into(), node));
+        self
+    }
+
+    /// What `path` leads to.
+    pub fn find(&self, path: &str) -> Option<(&Node, Captures)> {
+        self.entries
+            .iter()
+            .find_map(|(pattern, node)| Some((node, matches(pattern, path)?)))
+    }
+}
+
+fn matches(pattern: &str, path: &str) -> Option<Captures> {
+    let mut captures = Captures::default();
+    let mut parts = path.split('/');
+    for wanted in pattern.split('/') {
+        let part = parts.next()?;
+        match wanted
+            .strip_prefix('{')
+            .and_then(|rest| rest.strip_suffix('}'))
+        {
+            Some(_) if part.is_empty() => return None,
+            Some("pid") if !part.bytes().all(|b| b.is_ascii_digit()) => return None,
+            Some(name) => captures.0.push((name.into(), part.into())),
+            None if wanted != part => return None,
+            None => {}
+        }
+    }
+    parts.next().is_none().then_some(captures)
+}
+
+/// Which paths the table may know, told before it is built.
+#[derive(Debug, Clone, Copy)]
+pub struct Prefixes {
+    /// A path that begins so builds the table.
+    pub build: &'static [&'static str],
+    /// A path that begins so is looked up if the table has been built: there is
+    /// nothing to tell of a machine that does not exist.
+    pub if_built: &'static [&'static str],
+}
+
+/// Whether `path` begins like one of `prefixes`.
+pub(crate) fn begins_like(path: &[u8], prefixes: &[&str]) -> bool {
+    prefixes
+        .iter()
+        .any(|prefix| path.starts_with(prefix.as_bytes()))
+}
+
+/// `path` with `/proc/self` and `/proc/thread-self` spelt out.
+pub(crate) fn spell_out_self(path: &str, pid: u32, tid: impl FnOnce() -> u32) -> String {
+    let rest = |prefix| {
+        path.strip_prefix(prefix)
+            .filter(|rest: &&str| rest.starts_with('/'))
+    };
+    if let Some(rest) = rest("/proc/self") {
+        format!("/proc/{pid}{rest}")
+    } else if let Some(rest) = rest("/proc/thread-self") {
+        format!("/proc/{pid}/task/{}{rest}", tid())
+    } else {
+        path.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(answer: &'static str) -> Node {
+        Node::Text(Arc::new(move |_| Some(answer.into())))
+    }
+
+    fn find(table: &PathTable, path: &str) -> Option<(Vec<u8>, Captures)> {
+        let (node, captures) = table.find(path)?;
+        let Node::Text(content) = node else {
+            panic!("only text here")
+        };
+        Some((content(&captures)?, captures))
+    }
+
+    #[test]
+    fn placeholders_match_one_segment() {
+        let mut table = PathTable::new();
+        table
+            .add("/proc/{pid}/status", text("status"))
+            .add("/dev/x/{name}", text("x"));
+        let (content, captures) = find(&table, "/proc/42/status").unwrap();
+        assert_eq!(
+            (content.as_slice(), captures.pid()),
+            (b"status".as_slice(), Some(42))
+        );
+        assert_eq!(find(&table, "/dev/x/y").unwrap().1.get("name"), Some("y"));
+        for other in [
+            "/proc/sys/status",
+            "/proc/42/status/",
+            "/proc/42",
+            "/dev/x/",
+            "/dev/x/y/z",
+            "",
+            "/",
+        ] {
+            assert!(find(&table, other).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_first_entry_wins() {
+        let mut table = PathTable::new();
+        table
+            .add("/a/b", text("exact"))
+            .add("/a/{any}", text("pattern"));
+        assert_eq!(find(&table, "/a/b").unwrap().0, b"exact");
+        assert_eq!(find(&table, "/a/c").unwrap().0, b"pattern");
+    }
+
+    #[test]
+    fn self_is_a_number() {
+        assert_eq!(
+            spell_out_self("/proc/self/status", 7, || 8),
+            "/proc/7/status"
+        );
+        assert_eq!(
+            spell_out_self("/proc/thread-self/status", 7, || 8),
+            "/proc/7/task/8/status"
+        );
+        assert_eq!(spell_out_self("/proc/selfish", 7, || 8), "/proc/selfish");
+    }
+}

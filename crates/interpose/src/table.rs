@@ -1,0 +1,127 @@
+//! Which descriptors are emulated.
+
+use std::collections::HashMap;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::handle::{Id, LocalFile};
+
+/// Descriptors beyond are the kernel's alone; no system allows more by default.
+const MAX_FDS: usize = 1 << 20;
+
+/// The slot of each descriptor, 0 for the kernel's own. Written only with the
+/// slab locked; 4 MiB of zero pages until touched.
+static FDS: [AtomicU32; MAX_FDS] = [const { AtomicU32::new(0) }; MAX_FDS];
+
+/// The slot of an emulated descriptor, or 0: all that a foreign one costs.
+#[inline]
+pub(crate) fn slot_of(fd: RawFd) -> u32 {
+    FDS.get(fd as usize)
+        .map_or(0, |slot| slot.load(Ordering::Relaxed))
+}
+
+/// An emulated open file as this process knows it.
+pub(crate) struct Handle {
+    pub(crate) id: Id,
+    /// `None`: another process serves it.
+    pub(crate) file: Option<Arc<LocalFile>>,
+    /// This process's descriptors for it.
+    pub(crate) fds: Vec<RawFd>,
+    /// Other processes, or messages under way, may hold it too.
+    pub(crate) shared: bool,
+}
+
+/// All handles of a process.
+#[derive(Default)]
+pub(crate) struct Slab {
+    /// Slot 0 is never used.
+    slots: Vec<Option<Handle>>,
+    free: Vec<u32>,
+    by_id: HashMap<Id, u32>,
+}
+
+impl Slab {
+    /// Adds a handle; its descriptors are attached.
+    pub(crate) fn insert(&mut self, handle: Handle) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let slot = self.slots.len().max(1);
+            self.slots.resize_with(slot + 1, || None);
+            slot as u32
+        });
+        for &fd in &handle.fds {
+            set(fd, slot);
+        }
+        self.by_id.insert(handle.id, slot);
+        self.slots[slot as usize] = Some(handle);
+        slot
+    }
+
+    pub(crate) fn get(&self, slot: u32) -> Option<&Handle> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
+    /// The handle behind a descriptor.
+    #[inline]
+    pub(crate) fn by_fd(&self, fd: RawFd) -> Option<&Handle> {
+        self.get(slot_of(fd))
+    }
+
+    pub(crate) fn by_id(&mut self, id: Id) -> Option<&mut Handle> {
+        self.slots[*self.by_id.get(&id)? as usize].as_mut()
+    }
+
+    /// Says that `fd` is now another descriptor for `id`; false if there is no
+    /// such handle or the table has no room for the number.
+    pub(crate) fn attach(&mut self, fd: RawFd, id: Id) -> bool {
+        let Some(&slot) = self.by_id.get(&id).filter(|_| (fd as usize) < MAX_FDS) else {
+            return false;
+        };
+        self.detach(fd);
+        set(fd, slot);
+        if let Some(handle) = &mut self.slots[slot as usize] {
+            handle.fds.push(fd);
+        }
+        true
+    }
+
+    /// Says that `fd` is closed; the handle if that was its last descriptor.
+    pub(crate) fn detach(&mut self, fd: RawFd) -> Option<Id> {
+        let slot = slot_of(fd);
+        let handle = self.slots.get_mut(slot as usize)?.as_mut()?;
+        set(fd, 0);
+        handle.fds.retain(|&other| other != fd);
+        handle.fds.is_empty().then_some(handle.id)
+    }
+
+    /// Forgets a handle that has no descriptors here.
+    pub(crate) fn remove_unused(&mut self, id: Id) -> Option<Handle> {
+        let slot = *self.by_id.get(&id)?;
+        let place = &mut self.slots[slot as usize];
+        let handle = place.take_if(|handle| handle.fds.is_empty())?;
+        self.by_id.remove(&id);
+        self.free.push(slot);
+        Some(handle)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Handle> {
+        self.slots.iter().flatten()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Handle> {
+        self.slots.iter_mut().flatten()
+    }
+
+    /// The highest emulated descriptors first down to `first`.
+    pub(crate) fn fds_in(&self, first: u32, last: u32) -> Vec<RawFd> {
+        let fds = self.iter().flat_map(|handle| &handle.fds).copied();
+        fds.filter(|&fd| (first..=last).contains(&(fd as u32)))
+            .collect()
+    }
+}
+
+fn set(fd: RawFd, slot: u32) {
+    if let Some(place) = FDS.get(fd as usize) {
+        place.store(slot, Ordering::Relaxed);
+    }
+}

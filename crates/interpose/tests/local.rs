@@ -1,0 +1,269 @@
+//! One process, no preloading: the standard library's and libc's calls arrive
+//! here because this crate is linked in.
+
+mod common;
+
+use std::ffi::{CString, c_int};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+use common::*;
+use host::Errno;
+
+fn readable_now(fd: &impl AsRawFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    poll.revents & libc::POLLIN != 0
+}
+
+#[test]
+fn open_ioctl_close() {
+    let _one = setup();
+    let before = live();
+    let device = open();
+    assert_eq!(live(), before + 1);
+    assert_eq!(add(&device, 5), Ok(5));
+    assert_eq!(add(&device, 6), Ok(11));
+    let mut on_heap = Box::new(4_u64);
+    assert_eq!(ioctl(&device, ADD, &raw mut *on_heap as u64), Ok(7));
+    assert_eq!(*on_heap, 15);
+    assert_eq!(ioctl(&device, 0xdead, 0), Err(Errno::NOTTY));
+    assert_eq!(ioctl(&device, ADD, 0), Err(Errno::FAULT), "null");
+    assert_eq!(ioctl(&device, ADD, 1 << 46), Err(Errno::FAULT), "a hole");
+    drop(device);
+    assert_eq!(live(), before, "close releases before it returns");
+}
+
+#[test]
+fn read_write_poll() {
+    let _one = setup();
+    let mut device = open();
+    assert!(!readable_now(&device));
+    assert_eq!(device.write(b"abc").unwrap(), 3);
+    assert!(readable_now(&device));
+    let mut two = [0; 2];
+    assert_eq!(device.read(&mut two).unwrap(), 2);
+    assert_eq!(&two, b"ab");
+    assert!(readable_now(&device), "one byte is left");
+    assert_eq!(device.read(&mut two).unwrap(), 1);
+    assert!(!readable_now(&device));
+    ioctl(&device, PUSH, u64::from(b'z')).unwrap();
+    assert!(readable_now(&device));
+    let parts = [std::io::IoSlice::new(b"1"), std::io::IoSlice::new(b"23")];
+    assert_eq!(device.write_vectored(&parts).unwrap(), 3);
+    let mut all = [0; 9];
+    assert_eq!(device.read(&mut all).unwrap(), 4);
+    assert_eq!(&all[..4], b"z123");
+    // SAFETY: a bad buffer must fail, not fault.
+    let result = unsafe { libc::write(device.as_raw_fd(), std::ptr::null(), 3) };
+    assert_eq!((result, last_errno()), (-1, Errno::FAULT));
+}
+
+#[test]
+fn the_last_descriptor_releases() {
+    let _one = setup();
+    let before = live();
+    let first = open();
+    let second = first.try_clone().unwrap();
+    // SAFETY: plain descriptor calls on descriptors of this test.
+    let third = unsafe { std::fs::File::from_raw_fd(libc::dup(first.as_raw_fd())) };
+    let spare = std::fs::File::open("/dev/null").unwrap();
+    // SAFETY: as above; `spare` becomes another copy.
+    assert_eq!(
+        unsafe { libc::dup2(first.as_raw_fd(), spare.as_raw_fd()) },
+        spare.as_raw_fd()
+    );
+    drop(first);
+    assert_eq!(add(&second, 1), Ok(1));
+    drop(second);
+    assert_eq!(add(&third, 1), Ok(2));
+    drop(third);
+    assert_eq!(live(), before + 1);
+    assert_eq!(add(&spare, 1), Ok(3));
+    let null = std::fs::File::open("/dev/null").unwrap();
+    // SAFETY: as above; the last copy is replaced.
+    assert_eq!(
+        unsafe { libc::dup2(null.as_raw_fd(), spare.as_raw_fd()) },
+        spare.as_raw_fd()
+    );
+    assert_eq!(live(), before);
+    assert_eq!(add(&spare, 1), Err(Errno::NOTTY), "now /dev/null");
+}
+
+#[test]
+fn close_range_releases_and_spares_what_is_ours() {
+    let _one = setup();
+    let before = live();
+    // SAFETY: moves descriptors of this test to numbers nothing else uses.
+    let high = |fd: c_int| unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 5000) };
+    let (a, b) = (open(), open());
+    let keep = open();
+    let (a2, b2) = (high(a.as_raw_fd()), high(b.as_raw_fd()));
+    drop((a, b));
+    assert_eq!(live(), before + 3);
+    // SAFETY: closes those two and, were they not protected, private ones.
+    assert_eq!(
+        unsafe { libc::syscall(libc::SYS_close_range, 5000, u32::MAX, 0) },
+        0
+    );
+    assert_eq!(live(), before + 1);
+    assert_eq!(add(&keep, 2), Ok(2));
+    for fd in [a2, b2] {
+        assert_eq!(ioctl_raw(fd, ADD, 0), Err(Errno::BADF));
+    }
+    drop(keep);
+    assert_eq!(live(), before, "our end of the pair survived");
+}
+
+#[test]
+fn files_made_by_an_ioctl() {
+    let _one = setup();
+    let before = live();
+    let device = open();
+    let fd = ioctl(&device, CHILD, 1).unwrap();
+    // SAFETY: a new descriptor.
+    let child = unsafe { std::fs::File::from_raw_fd(fd) };
+    assert_eq!(add(&child, 3), Ok(3));
+    assert_eq!(add(&device, 1), Ok(1));
+    assert_eq!(ioctl(&child, SAME, child.as_raw_fd() as u64), Ok(1));
+    assert_eq!(ioctl(&child, SAME, device.as_raw_fd() as u64), Ok(0));
+    assert_eq!(ioctl(&child, SAME, 0), Ok(2));
+    assert_eq!(ioctl(&child, SAME, 9999), Err(Errno::BADF));
+    // SAFETY: asks for flags.
+    assert_eq!(unsafe { libc::fcntl(fd, libc::F_GETFD) }, libc::FD_CLOEXEC);
+    let undone = ioctl(&device, UNDO, 0).unwrap();
+    // SAFETY: asks for flags.
+    assert_eq!(unsafe { libc::fcntl(undone, libc::F_GETFD) }, -1);
+    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+    assert_eq!(link.to_str(), Some("anon_inode:[counter]"));
+    drop(device);
+    assert_eq!(live(), before + 1);
+    drop(child);
+    assert_eq!(live(), before);
+}
+
+#[test]
+fn what_stat_and_access_tell() {
+    let _one = setup();
+    let node = std::fs::metadata("/dev/counter").unwrap();
+    assert!(node.file_type().is_char_device());
+    assert_eq!(
+        (node.mode() & 0o7777, node.rdev()),
+        (0o660, libc::makedev(10, 77))
+    );
+    let device = open();
+    let opened = device.metadata().unwrap();
+    assert_eq!(
+        (opened.rdev(), opened.ino(), opened.mode()),
+        (node.rdev(), node.ino(), node.mode())
+    );
+    let path = CString::new("/dev/counter").unwrap();
+    // SAFETY: C strings and a zeroed structure.
+    unsafe {
+        assert_eq!(libc::access(path.as_ptr(), libc::R_OK | libc::W_OK), 0);
+        assert_eq!(libc::access(path.as_ptr(), libc::X_OK), -1);
+        let mut stat: libc::stat64 = std::mem::zeroed();
+        assert_eq!(libc::fstat64(device.as_raw_fd(), &raw mut stat), 0);
+        assert_eq!(stat.st_mode & libc::S_IFMT, libc::S_IFCHR);
+    }
+    assert_eq!(
+        std::fs::canonicalize("/dev/counter").unwrap().to_str(),
+        Some("/dev/counter")
+    );
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", device.as_raw_fd())).unwrap();
+    assert_eq!(link.to_str(), Some("/dev/counter"));
+    assert!(std::fs::metadata("/dev/counter-none").is_err());
+    assert_eq!(std::fs::metadata("/dev/counter-text").unwrap().len(), 10);
+}
+
+#[test]
+fn text_and_patched_files() {
+    let _one = setup();
+    assert_eq!(std::fs::read("/dev/counter-text").unwrap(), b"some text\n");
+    let _device = open();
+    let me = std::process::id();
+    let line = format!("Patched:\t{me} {me}\n");
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    assert!(
+        status.starts_with("Name:") && status.ends_with(&line),
+        "{status}"
+    );
+    let (path, mode) = (
+        CString::new("/proc/self/status").unwrap(),
+        CString::new("r").unwrap(),
+    );
+    // SAFETY: C strings; the stream is closed once.
+    unsafe {
+        let stream = libc::fopen(path.as_ptr(), mode.as_ptr());
+        assert!(!stream.is_null());
+        let mut bytes = vec![0_u8; 65536];
+        let n = libc::fread(bytes.as_mut_ptr().cast(), 1, bytes.len(), stream);
+        libc::fclose(stream);
+        assert!(String::from_utf8_lossy(&bytes[..n]).ends_with(&line));
+    }
+    assert!(std::fs::read("/proc/self/cmdline").is_ok());
+}
+
+#[test]
+fn foreign_descriptors_are_untouched() {
+    let _one = setup();
+    let mut file = tempfile();
+    file.write_all(b"kernel").unwrap();
+    assert_eq!(ioctl(&file, ADD, 0), Err(Errno::NOTTY));
+    let mut pair = std::io::pipe().unwrap();
+    pair.1.write_all(b"x").unwrap();
+    let mut byte = [0];
+    pair.0.read_exact(&mut byte).unwrap();
+    assert_eq!(&byte, b"x");
+    // SAFETY: a descriptor that is not open.
+    assert_eq!(unsafe { libc::close(7777) }, -1);
+    assert_eq!(last_errno(), Errno::BADF);
+}
+
+fn tempfile() -> std::fs::File {
+    rustix::fs::memfd_create("foreign", rustix::fs::MemfdFlags::CLOEXEC)
+        .unwrap()
+        .into()
+}
+
+#[test]
+fn errno_survives_success() {
+    let _one = setup();
+    let device = open();
+    let mut on_heap = Box::new(1_u64);
+    // SAFETY: errno, and an ioctl of the test device.
+    unsafe {
+        *libc::__errno_location() = 77;
+        libc::ioctl(device.as_raw_fd(), u64::from(ADD), &raw mut *on_heap);
+        assert_eq!(*libc::__errno_location(), 77);
+    }
+}
+
+#[test]
+fn threads_hammer_the_table() {
+    let _one = setup();
+    let before = live();
+    let shared = open();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..300 {
+                    let own = open();
+                    let copy = own.try_clone().unwrap();
+                    drop(own);
+                    assert_eq!(add(&copy, 2), Ok(2));
+                    add(&shared, 1).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(add(&shared, 0), Ok(1200));
+    drop(shared);
+    assert_eq!(live(), before);
+}
