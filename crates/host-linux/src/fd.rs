@@ -60,7 +60,9 @@ impl PrivateFd {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         // Programs count upwards from 0 and a few put things at 255 or at a
         // fixed high number; the top quarter of the limit is the quietest.
-        let limit = getrlimit(Resource::Nofile).current.unwrap_or(MAX_FDS as u64);
+        let limit = getrlimit(Resource::Nofile)
+            .current
+            .unwrap_or(MAX_FDS as u64);
         let base = limit.min(MAX_FDS as u64) / 4 * 3;
         let fd = fcntl_dupfd_cloexec(&fd, base as RawFd).unwrap_or(fd);
         let fd = fd.into_raw_fd();

@@ -24,7 +24,11 @@ pub struct LocalMm {
 impl LocalMm {
     pub(crate) fn new(phys: Arc<Phys>) -> io::Result<Self> {
         let maps = Arc::new(Maps::open(phys.pid())?);
-        Ok(Self { phys, maps, counters: MmCounters::default() })
+        Ok(Self {
+            phys,
+            maps,
+            counters: MmCounters::default(),
+        })
     }
 
     /// The runs of `range`, which lies inside `vma`, unless they are simply its
@@ -65,11 +69,19 @@ impl Mm for LocalMm {
             }
             // Beyond the end of a file there are no pages, nor behind device
             // memory. A file ends only once, so its last page speaks for all.
-            let advice = if write { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+            let advice = if write {
+                Advice::LinuxPopulateWrite
+            } else {
+                Advice::LinuxPopulateRead
+            };
             let last = (range.end - PAGE_SIZE) as *mut _;
             // SAFETY: brings in a page of the client's as any access of it would.
             unsafe { madvise(last, PAGE_SIZE as usize, advice) }.ok()?;
-            if vma.shared { Some(Some(self.pin_shared(vma, range, write)?)) } else { Some(None) }
+            if vma.shared {
+                Some(Some(self.pin_shared(vma, range, write)?))
+            } else {
+                Some(None)
+            }
         })
     }
 
@@ -86,10 +98,19 @@ pub(crate) fn pin_inode(
     write: bool,
     segment: impl FnOnce() -> Option<Segment>,
 ) -> Option<Vec<PhysRun>> {
-    let key = Key::Inode { dev: vma.dev, inode: vma.inode };
+    let key = Key::Inode {
+        dev: vma.dev,
+        inode: vma.inode,
+    };
     let offset = |va| vma.offset + (va - vma.range.start);
     let size = offset(vma.range.end);
-    phys.pin_object(key, &(offset(range.start)..offset(range.end)), write, size, segment)
+    phys.pin_object(
+        key,
+        &(offset(range.start)..offset(range.end)),
+        write,
+        size,
+        segment,
+    )
 }
 
 /// Walks the mappings of `[va, va + len)`, asks `pin_vma` for the runs of each
@@ -104,7 +125,10 @@ pub(crate) fn pin_range(
     run: &mut dyn FnMut(PhysRun),
     mut pin_vma: impl FnMut(&Vma, &Range<u64>) -> Option<Option<Vec<PhysRun>>>,
 ) -> Result<(), Fault> {
-    let end = va.checked_add(len).filter(|&end| end <= WINDOW_START).ok_or(Fault { va })?;
+    let end = va
+        .checked_add(len)
+        .filter(|&end| end <= WINDOW_START)
+        .ok_or(Fault { va })?;
     let mut pinned: Vec<PhysRun> = Vec::new();
     let mut pending: Option<PhysRun> = None;
     let mut pass = |next: PhysRun| match &mut pending {
@@ -117,14 +141,20 @@ pub(crate) fn pin_range(
     };
     let mut at = va;
     while at < end {
-        let vma = maps.query(at).ok().filter(|vma| vma.readable && (vma.writable || !write));
+        let vma = maps
+            .query(at)
+            .ok()
+            .filter(|vma| vma.readable && (vma.writable || !write));
         let part = vma.and_then(|vma| {
             let range = at..vma.range.end.min(end);
             Some((pin_vma(&vma, &range)?, range))
         });
         match part {
             Some((None, range)) => {
-                pass(PhysRun { pa: range.start, len: range.end - range.start });
+                pass(PhysRun {
+                    pa: range.start,
+                    len: range.end - range.start,
+                });
                 at = range.end;
             }
             Some((Some(runs), range)) => {

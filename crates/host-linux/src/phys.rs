@@ -23,7 +23,10 @@ pub struct Phys {
 
 impl Phys {
     pub(crate) fn new(pid: u32) -> Self {
-        Self { pid, table: Arc::new(RwLock::new(Table::new())) }
+        Self {
+            pid,
+            table: Arc::new(RwLock::new(Table::new())),
+        }
     }
 
     /// The process whose private memory is addressed by its virtual addresses.
@@ -82,7 +85,9 @@ impl PhysMemory for Phys {
     }
 
     fn alloc(&self, len: u64) -> Option<Box<dyn PhysAllocation>> {
-        let len = len.checked_next_multiple_of(PAGE_SIZE).filter(|&len| len != 0)?;
+        let len = len
+            .checked_next_multiple_of(PAGE_SIZE)
+            .filter(|&len| len != 0)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create("softiommu", flags).ok()?;
         rustix::fs::ftruncate(&fd, len).ok()?;
@@ -92,7 +97,11 @@ impl PhysMemory for Phys {
         let fd = PrivateFd::new(fd).ok()?;
         let segment = || Segment::of_file(self.pid, fd.as_fd(), 0..len);
         let runs = self.pin_object(key, &(0..len), true, len, segment)?;
-        let allocation = |run| Allocation { run, fd, table: Arc::clone(&self.table) };
+        let allocation = |run| Allocation {
+            run,
+            fd,
+            table: Arc::clone(&self.table),
+        };
         match runs[..] {
             [run] => Some(Box::new(allocation(run))),
             // Longer than the largest block: not contiguous.

@@ -44,7 +44,11 @@ impl RemoteMm {
     }
 
     fn alive_at(&self, va: u64) -> Result<(), Fault> {
-        if self.is_alive() { Ok(()) } else { Err(Fault { va }) }
+        if self.is_alive() {
+            Ok(())
+        } else {
+            Err(Fault { va })
+        }
     }
 
     /// A backing for the file that `vma` maps, best one that outlives the process.
@@ -100,10 +104,17 @@ impl Mm for RemoteMm {
                 return Some(Some(pin_inode(&self.phys, vma, range, write, segment)?));
             }
             // Offsets are virtual addresses; one segment reaches all of them.
-            let all = Vma { range: 0..WINDOW_START, writable: true, ..vma.clone() };
+            let all = Vma {
+                range: 0..WINDOW_START,
+                writable: true,
+                ..vma.clone()
+            };
             let segment = || Some(Segment::client(self.pid, &self.maps, &all, 0));
             let key = Key::Private { mm: self.id };
-            Some(Some(self.phys.pin_object(key, range, write, range.end, segment)?))
+            Some(Some(
+                self.phys
+                    .pin_object(key, range, write, range.end, segment)?,
+            ))
         })
     }
 

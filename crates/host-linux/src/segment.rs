@@ -88,7 +88,10 @@ impl Segment {
     /// The whole of the file that `/proc/PID/map_files` gives for `vma`; needs
     /// privileges.
     pub(crate) fn of_map_file(own_pid: u32, pid: u32, vma: &Vma) -> Option<Self> {
-        let path = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.range.start, vma.range.end);
+        let path = format!(
+            "/proc/{pid}/map_files/{:x}-{:x}",
+            vma.range.start, vma.range.end
+        );
         let open = |flags| rustix::fs::open(&path, flags | OFlags::CLOEXEC, Mode::empty());
         let fd = open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY)).ok()?;
         let end = vma.offset + (vma.range.end - vma.range.start);
@@ -100,7 +103,11 @@ impl Segment {
         Self {
             range: offset..offset + (vma.range.end - vma.range.start),
             writable: vma.writable,
-            backing: Backing::Client { pid, maps: Arc::clone(maps), va: vma.range.start },
+            backing: Backing::Client {
+                pid,
+                maps: Arc::clone(maps),
+                va: vma.range.start,
+            },
         }
     }
 
@@ -133,7 +140,9 @@ impl Segment {
             Backing::Client { pid, maps, va } => {
                 read_process(*pid, va + delta, buf)?;
                 // The process may have become another one meanwhile.
-                maps.is_alive().then_some(()).ok_or(Fault { va: va + delta })
+                maps.is_alive()
+                    .then_some(())
+                    .ok_or(Fault { va: va + delta })
             }
         }
     }
@@ -172,8 +181,12 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: as promised by the caller; alignment was just checked.
     unsafe {
         match len {
-            8 if aligned(8) => to.cast::<u64>().write_volatile(from.cast::<u64>().read_volatile()),
-            4 if aligned(4) => to.cast::<u32>().write_volatile(from.cast::<u32>().read_volatile()),
+            8 if aligned(8) => to
+                .cast::<u64>()
+                .write_volatile(from.cast::<u64>().read_volatile()),
+            4 if aligned(4) => to
+                .cast::<u32>()
+                .write_volatile(from.cast::<u32>().read_volatile()),
             _ => std::ptr::copy(from, to, len),
         }
     }
@@ -185,13 +198,22 @@ impl Mapping {
     fn adopt(base: usize, len: usize, pid: u32, sealed: bool) -> Self {
         // SAFETY: our own mapping; no child of ours uses it.
         let _ = unsafe { madvise(base as *mut _, len, Advice::LinuxDontFork) };
-        Self { base, len, pid, sealed }
+        Self {
+            base,
+            len,
+            pid,
+            sealed,
+        }
     }
 
     fn make_writable(&self) -> bool {
         // SAFETY: our own mapping, to which no reference exists.
         unsafe {
-            mprotect(self.base as *mut _, self.len, MprotectFlags::READ | MprotectFlags::WRITE)
+            mprotect(
+                self.base as *mut _,
+                self.len,
+                MprotectFlags::READ | MprotectFlags::WRITE,
+            )
         }
         .is_ok()
     }

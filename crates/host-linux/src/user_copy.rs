@@ -107,5 +107,8 @@ pub(crate) fn write_process(pid: u32, va: u64, buf: &[u8]) -> Result<(), Fault> 
 }
 
 fn iovec(base: usize, len: usize) -> libc::iovec {
-    libc::iovec { iov_base: base as *mut libc::c_void, iov_len: len }
+    libc::iovec {
+        iov_base: base as *mut libc::c_void,
+        iov_len: len,
+    }
 }

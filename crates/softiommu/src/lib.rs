@@ -35,7 +35,7 @@ pub struct AlreadyInstalled;
 /// To be called once in a process, before the first open; in tests, which share
 /// a process, through a `std::sync::Once` or by ignoring [`AlreadyInstalled`].
 pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
-    let prefixes = Prefixes::build(&["/dev/iommu", "/proc/"]);
+    let prefixes = Prefixes { build: &["/dev/iommu"], if_built: &["/proc/"] };
     interpose::install(prefixes, move |host| paths(&machine, host)).map_err(|_| AlreadyInstalled)
 }
 
