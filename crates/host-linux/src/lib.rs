@@ -18,6 +18,7 @@ mod local;
 mod memfile;
 mod object;
 mod phys;
+mod place;
 mod remote;
 mod segment;
 mod user_copy;

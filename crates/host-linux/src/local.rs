@@ -10,6 +10,7 @@ use rustix::mm::{Advice, madvise};
 use crate::buddy::WINDOW_START;
 use crate::object::Key;
 use crate::phys::Phys;
+use crate::place::Place;
 use crate::segment::Segment;
 use crate::user_copy;
 use crate::vma::{Maps, Vma};
@@ -66,6 +67,10 @@ impl Mm for LocalMm {
         pin_range(&self.phys, &self.maps, va, len, write, run, |vma, range| {
             if vma.inode == 0 && !vma.shared {
                 return Some(None);
+            }
+            // Where the client has a hole we may have put something of ours.
+            if vma.shared && Place::is_ours(range.start) {
+                return None;
             }
             // Beyond the end of a file there are no pages, nor behind device
             // memory. A file ends only once, so its last page speaks for all.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use host::Fault;
 use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
-use rustix::mm::{madvise, mmap, mprotect, mremap, munmap};
+use rustix::mm::{madvise, mmap, mprotect};
 
+use crate::place::Place;
 use crate::user_copy::{read_process, write_process};
 use crate::vma::{Maps, Vma};
 
@@ -32,11 +33,10 @@ enum Backing {
     },
 }
 
-/// A mapping of ours, unmapped on drop.
+/// A mapping of ours, in a place of ours.
 #[derive(Debug)]
 struct Mapping {
-    base: usize,
-    len: usize,
+    place: Place,
     /// Our process, to copy through `process_vm_readv`.
     pid: u32,
     /// The object can never shrink, so plain loads and stores cannot fault.
@@ -47,11 +47,20 @@ impl Segment {
     /// A duplicate of the shared mapping `vma` of this process.
     pub(crate) fn duplicate(pid: u32, vma: &Vma) -> Option<Self> {
         let len = (vma.range.end - vma.range.start) as usize;
+        let place = Place::reserve(len)?;
         // SAFETY: an old size of 0 leaves the old mapping alone and makes a new
-        // one, somewhere free, of the same shared object.
-        let base =
-            unsafe { mremap(vma.range.start as *mut _, 0, len, MremapFlags::MAYMOVE) }.ok()?;
-        let mapping = Mapping::adopt(base as usize, len, pid, false);
+        // one of the same shared object in place of our own reservation.
+        unsafe {
+            rustix::mm::mremap_fixed(
+                vma.range.start as *mut _,
+                0,
+                len,
+                MremapFlags::MAYMOVE,
+                place.base() as *mut _,
+            )
+        }
+        .ok()?;
+        let mapping = Mapping::adopt(place, pid, false);
         let writable = vma.writable || mapping.make_writable();
         let start = vma.offset;
         Some(Self::from_mapping(mapping, start, writable))
@@ -60,28 +69,29 @@ impl Segment {
     /// Our own mapping of the bytes `range` (page-aligned) of `fd`.
     pub(crate) fn of_file(pid: u32, fd: BorrowedFd<'_>, range: Range<u64>) -> Option<Self> {
         let len = usize::try_from(range.end - range.start).ok()?;
+        let place = Place::reserve(len)?;
         let map = |prot| {
-            // SAFETY: a new mapping at an address the kernel chooses.
+            // SAFETY: a new mapping in place of our own reservation.
             unsafe {
                 mmap(
-                    std::ptr::null_mut(),
+                    place.base() as *mut _,
                     len,
                     prot,
-                    MapFlags::SHARED | MapFlags::NORESERVE,
+                    MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
                     fd,
                     range.start,
                 )
             }
         };
-        let (base, writable) = match map(ProtFlags::READ | ProtFlags::WRITE) {
-            Ok(base) => (base, true),
-            Err(_) => (map(ProtFlags::READ).ok()?, false),
-        };
+        let writable = map(ProtFlags::READ | ProtFlags::WRITE).is_ok();
+        if !writable {
+            map(ProtFlags::READ).ok()?;
+        }
         // A hole of a hugetlb file may still find no page; a hole of a memfd does.
         let sealed = fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
             && rustix::fs::fstatfs(fd)
                 .is_ok_and(|fs| fs.f_type as u64 == crate::memfile::TMPFS_MAGIC);
-        let mapping = Mapping::adopt(base as usize, len, pid, sealed);
+        let mapping = Mapping::adopt(place, pid, sealed);
         Some(Self::from_mapping(mapping, range.start, writable))
     }
 
@@ -113,7 +123,7 @@ impl Segment {
 
     fn from_mapping(mapping: Mapping, start: u64, writable: bool) -> Self {
         Self {
-            range: start..start + mapping.len as u64,
+            range: start..start + mapping.place.len() as u64,
             writable,
             backing: Backing::Mapping(mapping),
         }
@@ -129,13 +139,13 @@ impl Segment {
         let delta = offset - self.range.start;
         match &self.backing {
             Backing::Mapping(mapping) if mapping.sealed => {
-                let from = (mapping.base + delta as usize) as *const u8;
+                let from = (mapping.place.base() + delta as usize) as *const u8;
                 // SAFETY: inside our mapping of an object that cannot shrink.
                 unsafe { copy(from, buf.as_mut_ptr(), buf.len()) };
                 Ok(())
             }
             Backing::Mapping(mapping) => {
-                read_process(mapping.pid, mapping.base as u64 + delta, buf)
+                read_process(mapping.pid, mapping.place.base() as u64 + delta, buf)
             }
             Backing::Client { pid, maps, va } => {
                 read_process(*pid, va + delta, buf)?;
@@ -152,13 +162,13 @@ impl Segment {
         let delta = offset - self.range.start;
         match &self.backing {
             Backing::Mapping(mapping) if mapping.sealed => {
-                let to = (mapping.base + delta as usize) as *mut u8;
+                let to = (mapping.place.base() + delta as usize) as *mut u8;
                 // SAFETY: inside our writable mapping of an object that cannot shrink.
                 unsafe { copy(buf.as_ptr(), to, buf.len()) };
                 Ok(())
             }
             Backing::Mapping(mapping) => {
-                write_process(mapping.pid, mapping.base as u64 + delta, buf)
+                write_process(mapping.pid, mapping.place.base() as u64 + delta, buf)
             }
             Backing::Client { pid, maps, va } => {
                 if !maps.is_alive() {
@@ -195,33 +205,15 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 impl Mapping {
     /// Takes over a mapping just made. It stays out of forked children: they
     /// would keep the object alive.
-    fn adopt(base: usize, len: usize, pid: u32, sealed: bool) -> Self {
+    fn adopt(place: Place, pid: u32, sealed: bool) -> Self {
         // SAFETY: our own mapping; no child of ours uses it.
-        let _ = unsafe { madvise(base as *mut _, len, Advice::LinuxDontFork) };
-        Self {
-            base,
-            len,
-            pid,
-            sealed,
-        }
+        let _ = unsafe { madvise(place.base() as *mut _, place.len(), Advice::LinuxDontFork) };
+        Self { place, pid, sealed }
     }
 
     fn make_writable(&self) -> bool {
+        let flags = MprotectFlags::READ | MprotectFlags::WRITE;
         // SAFETY: our own mapping, to which no reference exists.
-        unsafe {
-            mprotect(
-                self.base as *mut _,
-                self.len,
-                MprotectFlags::READ | MprotectFlags::WRITE,
-            )
-        }
-        .is_ok()
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, to which no reference exists.
-        let _ = unsafe { munmap(self.base as *mut _, self.len) };
+        unsafe { mprotect(self.place.base() as *mut _, self.place.len(), flags) }.is_ok()
     }
 }

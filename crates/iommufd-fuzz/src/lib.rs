@@ -128,7 +128,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let host = FakeHost::new(PAGES);
-        let node = iommufd_selftest::device_node(host.clone(), 200);
+        let node = iommufd_selftest::device_node(host.clone(), 200, &[]);
         let contexts = vec![node.context(), node.context()];
         Self { task: FakeTask::new(&host), host, node, contexts }
     }

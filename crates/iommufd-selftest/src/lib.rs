@@ -11,20 +11,25 @@ mod device;
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use host::{PhysMemory, Task};
+use host::{Capability, PhysMemory, Task};
 use iommu_mock::{MockDriver, MockNested};
 use iommufd::{Context, DmaBuf, Error, Extension, Iommufd};
 use uapi::selftest::{self as t, iommu_test_cmd};
 use uapi::{Plain, nr};
 
-/// A `/dev/iommu` on the mock hardware, with the test ioctl.
-pub fn device_node(memory: Arc<dyn PhysMemory>, minor: u32) -> Arc<Iommufd> {
+/// A `/dev/iommu` on the mock hardware, with the test ioctl, whose callers may do
+/// what needs the `granted` capabilities.
+pub fn device_node(
+    memory: Arc<dyn PhysMemory>,
+    minor: u32,
+    granted: &[Capability],
+) -> Arc<Iommufd> {
     let test = Arc::new(TestIoctl {
         driver: MockDriver::new(memory.clone()),
         memory: memory.clone(),
         node: OnceLock::new(),
     });
-    let node = Arc::new(Iommufd::new(memory, minor, Some(test.clone())));
+    let node = Arc::new(Iommufd::new(memory, minor, Some(test.clone())).grant(granted));
     // Just made: it is empty.
     let _ = test.node.set(Arc::downgrade(&node));
     node

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use host::{
-    CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, PhysMemory, PhysRun, Task,
+    Capability, CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, PhysMemory, PhysRun,
+    Task,
 };
 use iommu::OwnerId;
 
@@ -26,6 +27,8 @@ pub struct Iommufd {
     memory: Arc<dyn PhysMemory>,
     extension: Option<Arc<dyn Extension>>,
     minor: u32,
+    /// What every caller may do, whatever the kernel says of it.
+    granted: Vec<Capability>,
     contexts: Mutex<Vec<Weak<Context>>>,
 }
 
@@ -52,7 +55,15 @@ impl Iommufd {
         minor: u32,
         extension: Option<Arc<dyn Extension>>,
     ) -> Self {
-        Self { memory, extension, minor, contexts: Mutex::default() }
+        Self { memory, extension, minor, granted: Vec::new(), contexts: Mutex::default() }
+    }
+
+    /// Lets every caller do what needs these capabilities: what they protect
+    /// here is only our own bookkeeping.
+    #[must_use]
+    pub fn grant(mut self, capabilities: &[Capability]) -> Self {
+        self.granted.extend(capabilities);
+        self
     }
 
     /// A new context that no file refers to.
@@ -62,6 +73,7 @@ impl Iommufd {
             this: this.clone(),
             owner: OwnerId(NEXT_OWNER.fetch_add(1, Ordering::Relaxed)),
             extension: self.extension.clone(),
+            granted: self.granted.clone(),
             mode: self.mode(),
             state: Mutex::new(State {
                 objects: ObjectTable::default(),
@@ -104,6 +116,7 @@ pub struct Context {
     this: Weak<Self>,
     pub(crate) owner: OwnerId,
     extension: Option<Arc<dyn Extension>>,
+    granted: Vec<Capability>,
     mode: FileMode,
     state: Mutex<State>,
 }
@@ -182,8 +195,8 @@ impl State {
     }
 
     /// Who is charged for what `task` maps.
-    pub(crate) fn mapper(&mut self, task: &dyn Task) -> Arc<Mapper> {
-        let account = match (task.capable(host::Capability::IpcLock), self.account_mm) {
+    pub(crate) fn mapper(&mut self, task: &dyn Task, unlimited: bool) -> Arc<Mapper> {
+        let account = match (unlimited, self.account_mm) {
             (true, _) => Account::None,
             (false, true) => Account::Mm,
             (false, false) => Account::User,
@@ -247,6 +260,11 @@ impl State {
 impl Context {
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the caller has a capability, by the kernel's word or by ours.
+    pub(crate) fn capable(&self, task: &dyn Task, capability: Capability) -> bool {
+        self.granted.contains(&capability) || task.capable(capability)
     }
 
     pub(crate) fn extension(&self) -> Option<&Arc<dyn Extension>> {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-const NAME: &str = "libsoftiommu.so";
+const NAME: &str = "libsoftiommu_preload.so";
 
 /// What the library of this version contains; see the crate `softiommu-preload`.
 const MARK: &str = concat!("softiommu-library-version=", env!("CARGO_PKG_VERSION"), ";");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use clap::Args;
-use softiommu_machine::{Machine, Model};
+use softiommu_machine::{Grant, Machine, Model};
 
 use crate::library::{self, LibraryError};
 use crate::program::{self, ProgramError};
@@ -37,6 +37,11 @@ pub(crate) struct Run {
     /// The model of the one IOMMU: `mock` is what the kernel's selftests expect
     #[arg(long, value_name = "MODEL", default_value_t = Model::Mock)]
     iommu: Model,
+
+    /// Act as if the program had a capability: ipc-lock, sys-resource or
+    /// sys-rawio. What they protect here is only the emulation's bookkeeping
+    #[arg(long, value_name = "CAPABILITY")]
+    grant: Vec<Grant>,
 
     /// Log refused ioctls to standard error; -vv logs every emulated call
     #[arg(short, long, action = clap::ArgAction::Count)]
@@ -87,10 +92,11 @@ impl Run {
     }
 
     fn prepare(self) -> Result<(PathBuf, Command), RunError> {
-        let machine = match &self.machine {
+        let mut machine = match &self.machine {
             Some(path) => Machine::from_file(path)?,
             None => Machine::with(self.iommu),
         };
+        machine.grant.extend(&self.grant);
         let library = library::find()?;
         let (name, args) = self.program.split_first().ok_or(ProgramError::Missing)?;
         let path = program::find(name)?;

@@ -3,9 +3,11 @@
 //! A machine file is TOML:
 //!
 //! ```toml
+//! grant = ["sys-resource"]   # optional: act as if programs had CAP_SYS_RESOURCE
+//!
 //! [[iommu]]
-//! name = "iommu0"   # optional, for logs
-//! model = "mock"    # the hardware of the kernel's iommufd selftests
+//! name = "iommu0"            # optional, for logs
+//! model = "mock"             # the hardware of the kernel's iommufd selftests
 //! ```
 //!
 //! ```
@@ -29,9 +31,37 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
+    /// What every program may do as if it had the capability.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grant: Vec<Grant>,
     /// Its IOMMUs; exactly one in this version.
     #[serde(rename = "iommu")]
     pub iommus: Vec<Iommu>,
+}
+
+/// A Linux capability that `/dev/iommu` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grant {
+    /// `CAP_IPC_LOCK`: pinned memory is not limited.
+    IpcLock,
+    /// `CAP_SYS_RESOURCE`: `IOMMU_OPTION_RLIMIT_MODE` can be set.
+    SysResource,
+    /// `CAP_SYS_RAWIO`: physical addresses can be asked for.
+    SysRawio,
+}
+
+impl FromStr for Grant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "ipc-lock" => Ok(Self::IpcLock),
+            "sys-resource" => Ok(Self::SysResource),
+            "sys-rawio" => Ok(Self::SysRawio),
+            _ => Err(format!("`{name}` is none of ipc-lock, sys-resource, sys-rawio")),
+        }
+    }
 }
 
 /// An IOMMU.
@@ -114,7 +144,7 @@ fn in_file(path: Option<&Path>) -> String {
 impl Machine {
     /// A machine with one IOMMU of this model.
     pub fn with(model: Model) -> Self {
-        Self { iommus: vec![Iommu { name: Iommu::default_name(), model }] }
+        Self { grant: Vec::new(), iommus: vec![Iommu { name: Iommu::default_name(), model }] }
     }
 
     /// The machine that a machine file describes.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use host_linux::Host;
 use interpose::{Captures, Node, PathTable, Prefixes};
 
-pub use softiommu_machine::{Error as MachineError, Iommu, Machine, Model};
+pub use softiommu_machine::{Error as MachineError, Grant, Iommu, Machine, Model};
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
 const MINOR: u32 = 125;
@@ -41,22 +41,30 @@ pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
 
 /// The one table of what paths lead to us.
 fn paths(machine: &Machine, host: &Arc<Host>) -> PathTable {
+    let granted: Vec<_> = machine.grant.iter().map(|grant| capability(*grant)).collect();
     let mut table = PathTable::new();
     for iommu in &machine.iommus {
         match iommu.model {
             Model::Mock => {
-                let node = iommufd_selftest::device_node(host.phys().clone(), MINOR);
+                let node = iommufd_selftest::device_node(host.phys().clone(), MINOR, &granted);
                 table.add("/dev/iommu", Node::CharDevice(node));
             }
         }
     }
     let host = host.clone();
-    let status = move |captures: &Captures, text| {
-        match captures.pid().and_then(|pid| host.known_mm(pid)) {
+    let status =
+        move |captures: &Captures, text| match captures.pid().and_then(|pid| host.known_mm(pid)) {
             Some(mm) => status::patch(text, mm.counters()),
             None => text,
-        }
-    };
+        };
     table.add("/proc/{pid}/status", Node::Patched(Arc::new(status)));
     table
+}
+
+fn capability(grant: Grant) -> host::Capability {
+    match grant {
+        Grant::IpcLock => host::Capability::IpcLock,
+        Grant::SysResource => host::Capability::SysResource,
+        Grant::SysRawio => host::Capability::SysRawio,
+    }
 }

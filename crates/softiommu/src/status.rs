@@ -19,7 +19,8 @@ pub(crate) fn patch(text: Vec<u8>, counters: &MmCounters) -> Vec<u8> {
             () if text.starts_with("VmLck:") => locked,
             () => return text,
         };
-        let value = text.split_ascii_whitespace().nth(1).and_then(|value| value.parse::<u64>().ok());
+        let value =
+            text.split_ascii_whitespace().nth(1).and_then(|value| value.parse::<u64>().ok());
         let key = &text[..6];
         value.map_or(text.clone(), |value| format!("{key}\t{:>8} kB\n", value + add))
     };
@@ -30,7 +31,8 @@ pub(crate) fn patch(text: Vec<u8>, counters: &MmCounters) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "Name:\tcat\nVmLck:\t       0 kB\nVmPin:\t       4 kB\nVmHWM:\t    1856 kB\n";
+    const TEXT: &str =
+        "Name:\tcat\nVmLck:\t       0 kB\nVmPin:\t       4 kB\nVmHWM:\t    1856 kB\n";
 
     #[test]
     fn only_the_two_numbers_change() {
@@ -38,8 +40,9 @@ mod tests {
         assert_eq!(patch(TEXT.into(), &counters), TEXT.as_bytes());
         counters.pinned_vm.store(3, Ordering::Relaxed);
         counters.locked_vm.store(1, Ordering::Relaxed);
-        let expected =
-            TEXT.replace("VmLck:\t       0", "VmLck:\t       4").replace("       4 kB\nVmHWM", "      16 kB\nVmHWM");
+        let expected = TEXT
+            .replace("VmLck:\t       0", "VmLck:\t       4")
+            .replace("       4 kB\nVmHWM", "      16 kB\nVmHWM");
         assert_eq!(String::from_utf8(patch(TEXT.into(), &counters)).unwrap(), expected);
     }
 }

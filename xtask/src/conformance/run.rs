@@ -138,7 +138,9 @@ pub(crate) fn build_runner() -> Result<Vec<String>> {
         std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), std::path::PathBuf::from);
     let softiommu = workspace.join(target).join("release/softiommu");
     let softiommu = softiommu.to_string_lossy().into_owned();
-    Ok(vec![softiommu, "run".to_owned(), "--".to_owned()])
+    // Not every machine's root may do all that the suites need.
+    let run = ["run", "--grant", "sys-resource", "--"].map(str::to_owned);
+    Ok([softiommu].into_iter().chain(run).collect())
 }
 
 #[cfg(test)]

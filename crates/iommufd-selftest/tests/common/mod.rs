@@ -37,7 +37,7 @@ pub(crate) struct Mock {
 impl Client {
     pub(crate) fn new() -> Self {
         let host = FakeHost::new(PAGES as usize);
-        let node = iommufd_selftest::device_node(host.clone(), 200);
+        let node = iommufd_selftest::device_node(host.clone(), 200, &[]);
         let context = node.context();
         Self { task: FakeTask::new(&host), host, node, context }
     }

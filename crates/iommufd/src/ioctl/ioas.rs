@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use host::{OpenFile, Task};
+use host::{Capability, OpenFile, Task};
 use iommu::Prot;
 use uapi::Plain;
 use uapi::iommufd as u;
@@ -122,9 +122,10 @@ impl Context {
     ) -> Result<(), Error> {
         let NewMapping { ioas: ioas_id, memory, length, prot, iova } = new;
         let iova = {
+            let unlimited = self.capable(task, Capability::IpcLock);
             let mut state = self.lock();
             state.ioas(ioas_id)?;
-            let mapper = state.mapper(task);
+            let mapper = state.mapper(task, unlimited);
             let (pages, prot) = self.pages_of(mapper, memory, length, prot)?;
             let (ioas, table) = state.ioas_and_pages(ioas_id)?;
             let id = table.insert(pages)?;

@@ -37,7 +37,7 @@ fn rlimit_mode(
     match u32::from(cmd.op) {
         GET => Ok(u64::from(state.account_mm)),
         SET => {
-            if !command.task().capable(Capability::SysResource) {
+            if !context.capable(command.task(), Capability::SysResource) {
                 return Err(Error::Permission("RLIMIT_MODE needs CAP_SYS_RESOURCE"));
             }
             if !state.objects.is_empty() {
