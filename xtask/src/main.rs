@@ -3,6 +3,7 @@
 
 mod command;
 mod conformance;
+mod demo;
 mod test;
 
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// A client made of third-party crates, with a working /dev/iommu
+    Demo,
     /// Everything a change has to pass: format, lints, build, tests, documentation
     Test,
     /// The kernel's own iommufd selftests, unmodified, under `softiommu run`
@@ -49,6 +52,7 @@ Exit status: 0 if no case failed or is missing, 1 if one did, 2 if the run could
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Task::Demo => demo::run().map(|()| true),
         Task::Test => test::run().map(|()| true),
         Task::Conformance(options) => conformance::run(&options),
     };

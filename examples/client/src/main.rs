@@ -63,6 +63,8 @@ fn main() -> Result<()> {
 
     let ioas = IommufdIoas::new(iommu.clone())?;
     let mut ram = guest_ram()?;
+    // Whoever wants to know which pages are dirty wants small leaves.
+    option(&device_side, u::iommufd_option_IOMMU_OPTION_HUGE_PAGES, ioas.id(), 0)?;
     ioas.map_file(ram.as_raw_fd(), 0, RAM, IOVA, true)?;
     println!("mapped {} MiB of guest RAM at IOVA {IOVA:#x} of IOAS {}", RAM >> 20, ioas.id());
 
@@ -101,12 +103,9 @@ fn main() -> Result<()> {
     let bitmap = written.as_ptr() as u64;
     test(&device_side, 13, hwpt.out_hwpt_id, &[0, IOVA, RAM, PAGE, bitmap])?;
     let dirty = dirty_bitmap(&device_side, hwpt.out_hwpt_id)?;
-    let dirty_pages: u32 = dirty.iter().map(|byte| byte.count_ones()).sum();
-    println!(
-        "the device wrote 4 pages; {dirty_pages} pages are dirty, because leaves are up to \
-         {} MiB large",
-        (u64::from(dirty_pages) * PAGE) >> 20
-    );
+    let is_dirty = |page: &u64| dirty[(page / 8) as usize] & 1 << (page % 8) != 0;
+    let dirty: Vec<u64> = (0..pages).filter(is_dirty).collect();
+    println!("of {pages} pages the device wrote these, says the bitmap: {dirty:?}");
 
     // A mapping in use stays; one that goes takes the IOVAs with it.
     ioas.unmap(IOVA, RAM)?;
@@ -122,6 +121,16 @@ fn main() -> Result<()> {
     drop(ioas);
     println!("destroyed everything");
     Ok(())
+}
+
+fn option(iommu: &File, option_id: u32, object_id: u32, val64: u64) -> Result<()> {
+    let size = size_of::<u::iommu_option>() as u32;
+    let mut cmd = u::iommu_option { size, option_id, object_id, val64, ..Default::default() };
+    // SAFETY: the ioctl reads and writes this struct, whose size it is told.
+    match unsafe { ioctl_with_mut_ref(iommu, 0x3b87, &mut cmd) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error().into()),
+    }
 }
 
 fn set_tracking(iommu: &File, hwpt_id: u32) -> Result<()> {

@@ -1,0 +1,157 @@
+//! `softiommu run` as a user meets it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// The library, built the way this test was.
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let exe = Path::new(env!("CARGO_BIN_EXE_softiommu"));
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "-p", "softiommu-preload"]);
+        if exe.parent().is_some_and(|dir| dir.ends_with("release")) {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().unwrap().success(), "cannot build the library");
+        exe.with_file_name("libsoftiommu_preload.so")
+    })
+}
+
+fn softiommu(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_softiommu"));
+    command.env("SOFTIOMMU_LIBRARY", library()).args(args).output().unwrap()
+}
+
+/// The standard error of a run that must fail with this status.
+fn refused(status: i32, args: &[&str]) -> String {
+    let output = softiommu(args);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{error}");
+    assert!(output.stdout.is_empty());
+    assert!(error.starts_with("softiommu: "), "{error}");
+    error
+}
+
+fn write(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_program_finds_the_device_and_its_output_is_its_own() {
+    let output = softiommu(&["run", "--", "sh", "-c", "test -c /dev/iommu && echo found"]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "found\n");
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn exit_status_and_signals_are_the_programs() {
+    use std::os::unix::process::ExitStatusExt;
+    assert_eq!(softiommu(&["run", "--", "sh", "-c", "exit 42"]).status.code(), Some(42));
+    assert_eq!(softiommu(&["run", "--", "sh", "-c", "kill -TERM $$"]).status.signal(), Some(15));
+}
+
+#[test]
+fn programs_that_the_program_starts_have_it_too() {
+    let inner = "sh -c 'test -c /dev/iommu && echo inner'";
+    let output = softiommu(&["run", "--", "sh", "-c", inner]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "inner\n");
+}
+
+#[test]
+fn arguments_after_the_program_are_not_ours() {
+    let output = softiommu(&["run", "echo", "--help", "-v"]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "--help -v\n");
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    assert!(refused(127, &["run", "--", "no-such-program"]).contains("no-such-program"));
+    assert!(refused(127, &["run", "--", "./no-such-file"]).contains("./no-such-file"));
+}
+
+#[test]
+fn what_cannot_be_interposed_is_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut elf = [0u8; 64];
+    elf[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
+    // ET_EXEC; no program headers, so nothing that asks for a dynamic loader.
+    elf[16] = 2;
+    elf[20] = 1;
+    elf[52] = 64;
+    let machine = |elf: &mut [u8; 64], number: u8| elf[18] = number;
+    let (ours, other) = if cfg!(target_arch = "x86_64") { (62, 183) } else { (183, 62) };
+    machine(&mut elf, ours);
+    let path = write(dir.path(), "static", &elf, 0o755);
+    assert!(refused(126, &["run", "--", &path]).contains("statically linked"));
+    machine(&mut elf, other);
+    let path = write(dir.path(), "foreign", &elf, 0o755);
+    let error = refused(126, &["run", "--", &path]);
+    assert!(error.contains("this executable is for"), "{error}");
+    let path = write(dir.path(), "text", b"hello", 0o755);
+    assert!(refused(126, &["run", "--", &path]).contains("neither an ELF"));
+    let path = write(dir.path(), "plain", b"hello", 0o644);
+    assert!(refused(126, &["run", "--", &path]).contains("not executable"));
+}
+
+#[test]
+fn a_set_user_id_program_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), "suid", &std::fs::read("/bin/true").unwrap(), 0o755);
+    // Only root can make a file somebody else's; for others it stays their own
+    // and its mark changes nothing, so that the program runs.
+    let given = std::os::unix::fs::chown(&path, Some(12345), None).is_ok();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    if given {
+        assert!(refused(126, &["run", "--", &path]).contains("set-user-ID"));
+    } else {
+        assert!(softiommu(&["run", "--", &path]).status.success());
+    }
+}
+
+#[test]
+fn a_wrong_machine_file_is_named_with_line_and_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), "m.toml", b"[[iommu]]\nmodel = \"mock\"\ncolour = 1\n", 0o644);
+    let error = refused(125, &["run", "--machine", &path, "--", "true"]);
+    assert!(error.contains("m.toml") && error.contains("line 3") && error.contains("colour"));
+    assert!(refused(125, &["run", "--machine", "/none.toml", "--", "true"]).contains("/none.toml"));
+}
+
+#[test]
+fn a_library_that_is_not_of_this_build_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = b"...softiommu-library-version=9.9.9;...";
+    let old = write(dir.path(), "libold.so", other, 0o755);
+    let run = |library: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_softiommu"));
+        let command = command.env("SOFTIOMMU_LIBRARY", library).args(["run", "--", "true"]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(125));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(run(&old).contains("9.9.9"));
+    assert!(run("/bin/true").contains("not softiommu's"));
+    assert!(run("/none/lib.so").contains("/none/lib.so"));
+}
+
+#[test]
+fn the_log_says_what_was_refused_and_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let log = log.to_str().unwrap();
+    // An ioctl that the kernel would refuse too, by way of a tool that prints
+    // nothing of it: a terminal's window size, of an IOMMU.
+    let script = "exec 3<>/dev/iommu; stty size <&3 2>/dev/null; true";
+    let output = softiommu(&["run", "--log", log, "--", "sh", "-c", script]);
+    assert!(output.stderr.is_empty());
+    let text = std::fs::read_to_string(log).unwrap();
+    assert!(text.contains("/dev/iommu"), "{text}");
+    assert!(text.contains("refused"), "{text}");
+}
