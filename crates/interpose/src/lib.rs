@@ -9,6 +9,7 @@
 //! It knows nothing of what the devices are: [`install`] takes a table of paths.
 
 mod calls;
+mod client;
 mod fork;
 mod handle;
 mod hooks;
@@ -17,9 +18,12 @@ mod next;
 mod open;
 mod paths;
 mod process;
+mod remote_task;
+mod server;
 mod sys;
 mod table;
 mod task;
+mod wire;
 
 use std::sync::Arc;
 
