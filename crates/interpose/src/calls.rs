@@ -8,7 +8,7 @@ use host::{Errno, FileMode, MmapBacking, MmapRequest};
 
 use crate::client;
 use crate::handle::LocalFile;
-use crate::process::current;
+use crate::process::{Behind, current};
 use crate::task::LocalTask;
 use crate::wire::Tag;
 
@@ -21,8 +21,8 @@ enum Server {
 
 fn server(fd: RawFd) -> Result<Server, Errno> {
     match current().file(fd) {
-        Some(Some(file)) => Ok(Server::Here(file, LocalTask::current()?)),
-        Some(None) => Ok(Server::Elsewhere),
+        Some(Behind::Here(file)) => Ok(Server::Here(file, LocalTask::current()?)),
+        Some(Behind::Elsewhere) => Ok(Server::Elsewhere),
         // Closed by another thread just now.
         None => Err(Errno::BADF),
     }
@@ -91,7 +91,13 @@ pub(crate) fn identity(fd: RawFd) -> Result<Identity, Errno> {
 
 pub(crate) fn mmap(fd: RawFd, request: MmapRequest) -> Result<MmapBacking, Errno> {
     let result = match server(fd)? {
-        Server::Here(file, task) => file.file.mmap(&task, request),
+        Server::Here(file, task) => file.file.mmap(&task, request).map(|backing| {
+            // A mapping keeps its file open.
+            MmapBacking {
+                guard: Box::new((backing.guard, file)),
+                ..backing
+            }
+        }),
         Server::Elsewhere => client::mmap(fd, request),
     };
     tracing::debug!(fd, ?request, errno = ?result.as_ref().err(), "mmap");

@@ -104,18 +104,16 @@ extern "C" fn child() {
 #[cold]
 pub(crate) fn become_child(prepared: bool) -> &'static Process {
     mark();
-    let slab = |parent: &Process| {
-        // SAFETY: the parent's handler locked it and no other thread exists here.
-        if prepared {
-            unsafe { &*parent.slab.data_ptr() }.inherited()
-        } else {
-            Slab::default()
-        }
-    };
     let Some(parent) = existing() else {
         return replace(Process::new(Slab::default()));
     };
-    let mut process = Process::new(slab(parent));
+    let slab = if prepared {
+        // SAFETY: the parent's handler locked it and no other thread exists here.
+        unsafe { &*parent.slab.data_ptr() }.inherited()
+    } else {
+        Slab::default()
+    };
+    let mut process = Process::new(slab);
     let route = parent
         .control
         .get()

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use host_linux::Host;
 
-pub use paths::{Captures, Node, PathTable, Prefixes};
+pub use paths::{Captures, Generate, Node, Patch, PathTable, Prefixes};
 
 /// [`install`] was called before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

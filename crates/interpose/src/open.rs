@@ -9,7 +9,7 @@ use host::{Errno, File, FileMode, Task};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::FdFlags;
 
-use crate::client::{self, Gone};
+use crate::client;
 use crate::paths::{Captures, Node, begins_like, spell_out_self};
 use crate::process::{CONFIG, Inside, Machine, current};
 use crate::task::LocalTask;
@@ -72,13 +72,13 @@ pub(crate) fn open(path: &str, flags: c_int) -> Option<Result<RawFd, Errno>> {
             .and_then(|task| open_node(node, &captures, &full, flags, &task).transpose())
             .transpose()?
             .and_then(|opened| install(opened, &full, flags & libc::O_CLOEXEC != 0)),
-        Place::Owner(route) => match client::open(route, &full, flags) {
-            Ok(result) => result?,
-            Err(Gone) => {
+        Place::Owner(route) => {
+            let Ok(result) = client::open(route, &full, flags) else {
                 current().forget_owner();
                 return open(path, flags);
-            }
-        },
+            };
+            result?
+        }
     };
     tracing::debug!(path, ?result, "open");
     Some(result)
@@ -168,13 +168,13 @@ pub(crate) fn look(path: &str) -> Option<Result<Look, Errno>> {
     let _inside = Inside::enter();
     match place {
         Place::Here(node, captures) => look_at(node, &captures),
-        Place::Owner(route) => match client::look(route, &full) {
-            Ok(result) => result,
-            Err(Gone) => {
+        Place::Owner(route) => {
+            let Ok(result) = client::look(route, &full) else {
                 current().forget_owner();
-                look(path)
-            }
-        },
+                return look(path);
+            };
+            result
+        }
     }
 }
 

@@ -45,6 +45,13 @@ pub(crate) struct Process {
     owner_gone: AtomicBool,
 }
 
+/// Who serves an emulated descriptor.
+pub(crate) enum Behind {
+    Here(Arc<LocalFile>),
+    /// Another process.
+    Elsewhere,
+}
+
 /// Which process knows what is behind a path.
 pub(crate) enum Machine<'a> {
     Here(&'a PathTable),
@@ -220,11 +227,17 @@ impl Process {
         user
     }
 
-    /// The emulated file behind `fd`: `None` if there is none, `Some(None)` if
-    /// another process serves it.
+    /// Who serves `fd`; `None` if it is not emulated.
     #[inline]
-    pub(crate) fn file(&self, fd: RawFd) -> Option<Option<Arc<LocalFile>>> {
-        self.slab.read().by_fd(fd).map(|handle| handle.file.clone())
+    pub(crate) fn file(&self, fd: RawFd) -> Option<Behind> {
+        let slab = self.slab.read();
+        let handle = slab.by_fd(fd)?;
+        Some(
+            handle
+                .file
+                .as_ref()
+                .map_or(Behind::Elsewhere, |file| Behind::Here(Arc::clone(file))),
+        )
     }
 
     /// Gives `file` a new descriptor of this process.

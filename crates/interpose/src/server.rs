@@ -68,18 +68,16 @@ fn serve_all(process: &'static Process, epoll: &'static Arc<PrivateFd>) {
         for event in &events {
             let epoll::Event { flags, data } = *event;
             let token = data.u64();
-            if token == CONTROL {
-                if let Some((_, end)) = process.control.get() {
-                    accept(process, None, end);
-                }
-                continue;
-            }
-            let Some(file) = process.slab.read().own_file(Id(token)) else {
-                continue;
+            let end = if token == CONTROL {
+                process.control.get().map(|(_, end)| Arc::clone(end))
+            } else {
+                let file = process.slab.read().own_file(Id(token));
+                file.map(|file| Arc::clone(&file.end))
             };
-            accept(process, Some(&file), &file.end);
+            if let Some(end) = end {
+                accept(process, Id(token), &end);
+            }
             if flags.contains(epoll::EventFlags::HUP) {
-                drop(file);
                 process.hung_up(Id(token));
             }
         }
@@ -87,7 +85,7 @@ fn serve_all(process: &'static Process, epoll: &'static Arc<PrivateFd>) {
 }
 
 /// Starts the calls that wait at `end`.
-fn accept(process: &'static Process, file: Option<&Arc<LocalFile>>, end: &ServerEnd) {
+fn accept(process: &'static Process, id: Id, end: &ServerEnd) {
     let mut byte = [0; 8];
     while let Ok((n, fds)) = receive_bytes(&end.fd, &mut byte, RecvFlags::DONTWAIT) {
         if n == 0 {
@@ -95,34 +93,30 @@ fn accept(process: &'static Process, file: Option<&Arc<LocalFile>>, end: &Server
         }
         let mut fds = fds.into_iter();
         if let (Some(call), client) = (fds.next(), fds.next()) {
-            let file = file.cloned();
             // Without a thread the caller sees its call closed, and fails.
             let _ = spawn("softiommu call", move || {
                 let _inside = Inside::enter();
-                serve(process, file.as_deref(), &call, client);
+                serve(process, id, &call, client);
             });
         }
     }
 }
 
 /// Serves one call.
-fn serve(
-    process: &'static Process,
-    file: Option<&LocalFile>,
-    call: &OwnedFd,
-    client: Option<OwnedFd>,
-) {
+fn serve(process: &'static Process, id: Id, call: &OwnedFd, client: Option<OwnedFd>) {
     let Some((request, _)) = receive(call) else {
         return;
     };
     let pid = socket_peercred(call).map(|cred| cred.pid.as_raw_nonzero().get() as u32);
+    // The references to the file end here, before the answer: the caller may
+    // close it next, and that must release it.
     let answer = pid.and_then(|pid| {
         let task = RemoteTask::new(process, pid, request.words[0] as u32, call)?;
-        match (request.tag, file) {
-            (Tag::Open | Tag::Look, _) => path_call(process, &task, &request, call),
-            (_, Some(file)) => file_call(file, &task, &request, call, client),
-            (_, None) => Err(Errno::NODEV),
+        if matches!(request.tag, Tag::Open | Tag::Look) {
+            return path_call(process, &task, &request, call);
         }
+        let file = process.slab.read().own_file(id).ok_or(Errno::NODEV)?;
+        file_call(&file, &task, &request, call, client)
     });
     tracing::debug!(?request.tag, ?answer, "call from another process");
     let answer = match answer {
@@ -135,8 +129,8 @@ fn serve(
     let _ = send(call, &answer, &[]);
 }
 
-fn done(value: u64) -> Option<Message> {
-    Some(Message::new(Tag::Done, &[value]))
+fn done(value: u64) -> Message {
+    Message::new(Tag::Done, &[value])
 }
 
 fn file_call(
@@ -152,16 +146,18 @@ fn file_call(
         Tag::Ioctl => {
             // Its own reference would keep the file open beyond its last close.
             drop(client);
-            Ok(done(local.file.ioctl(task, a as u32, b)? as u64))
+            Ok(Some(done(local.file.ioctl(task, a as u32, b)? as u64)))
         }
         Tag::Read => {
             let result = local.file.read(task, a, b as usize, pos);
             if let Some(client) = client {
                 local.update_readable(client);
             }
-            Ok(done(result? as u64))
+            Ok(Some(done(result? as u64)))
         }
-        Tag::Write => Ok(done(local.file.write(task, a, b as usize, pos)? as u64)),
+        Tag::Write => Ok(Some(done(
+            local.file.write(task, a, b as usize, pos)? as u64
+        ))),
         Tag::Identity => {
             let Identity { device, name } = Identity::of(local);
             let (major, minor) = device.unwrap_or_default();

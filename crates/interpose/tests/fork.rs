@@ -182,7 +182,9 @@ fn grandchildren_and_killed_children() {
         assert_eq!(add(&device, 1), Ok(3));
     });
     assert!(child.wait());
-    let sleeper = in_child(|| drop(ioctl(&device, SLEEP, 200)));
+    let sleeper = in_child(|| {
+        let _ = ioctl(&device, SLEEP, 200);
+    });
     std::thread::sleep(std::time::Duration::from_millis(50));
     // SAFETY: our own child, in the middle of its call.
     unsafe { libc::kill(sleeper.0, libc::SIGKILL) };
@@ -259,19 +261,15 @@ fn send_fd(socket: &OwnedFd, fd: impl AsFd) {
     let mut header = Header::new();
     header.push(fd.as_fd().as_raw_fd());
     // SAFETY: a well-formed message.
-    assert_eq!(
-        unsafe { libc::sendmsg(socket.as_raw_fd(), header.message(), 0) },
-        1
-    );
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), header.message(), 0) };
+    assert_eq!(sent, 1);
 }
 
 fn receive_fd(socket: &OwnedFd) -> std::fs::File {
     let mut header = Header::new();
     // SAFETY: a well-formed message with room for one descriptor.
-    assert_eq!(
-        unsafe { libc::recvmsg(socket.as_raw_fd(), header.message(), 0) },
-        1
-    );
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), header.message(), 0) };
+    assert_eq!(received, 1);
     // SAFETY: the descriptor just received.
     unsafe { std::fs::File::from_raw_fd(header.fd()) }
 }
@@ -327,10 +325,8 @@ fn mappings_hold_their_guard() {
         };
         assert_ne!(at, libc::MAP_FAILED);
         // SAFETY: mapped just now.
-        assert_eq!(
-            unsafe { std::slice::from_raw_parts(at.cast::<u8>(), 6) },
-            b"mapped"
-        );
+        let seen = unsafe { std::slice::from_raw_parts(at.cast::<u8>(), 6) };
+        assert_eq!(seen, b"mapped");
         at
     };
     let mapped = || MAPPED.load(std::sync::atomic::Ordering::SeqCst);
