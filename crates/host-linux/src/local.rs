@@ -163,12 +163,16 @@ pub(crate) fn pin_range(
                 at = range.end;
             }
             Some((Some(runs), range)) => {
-                runs.iter().for_each(|&run| pass(run));
+                for &run in &runs {
+                    pass(run);
+                }
                 pinned.extend(runs);
                 at = range.end;
             }
             None => {
-                pinned.into_iter().for_each(|run| phys.unpin(run));
+                for run in pinned {
+                    phys.unpin(run);
+                }
                 return Err(Fault { va: at });
             }
         }

@@ -97,19 +97,18 @@ impl PhysMemory for Phys {
         let fd = PrivateFd::new(fd).ok()?;
         let segment = || Segment::of_file(self.pid, fd.as_fd(), 0..len);
         let runs = self.pin_object(key, &(0..len), true, len, segment)?;
-        let allocation = |run| Allocation {
+        let [run] = runs[..] else {
+            // Longer than the largest block: not contiguous.
+            for run in runs {
+                self.unpin(run);
+            }
+            return None;
+        };
+        Some(Box::new(Allocation {
             run,
             fd,
             table: Arc::clone(&self.table),
-        };
-        match runs[..] {
-            [run] => Some(Box::new(allocation(run))),
-            // Longer than the largest block: not contiguous.
-            _ => {
-                runs.iter().for_each(|&run| self.unpin(run));
-                None
-            }
-        }
+        }))
     }
 }
 

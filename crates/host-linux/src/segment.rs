@@ -186,6 +186,7 @@ impl Segment {
 /// # Safety
 /// Both must be valid for `len` bytes; one of them is shared with other
 /// processes, who see bytes and not Rust values.
+#[allow(clippy::cast_ptr_alignment, reason = "checked")]
 unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     let aligned = |align: usize| (from as usize | to as usize).is_multiple_of(align);
     // SAFETY: as promised by the caller; alignment was just checked.

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use host::{Errno, FileMode, MmapBacking, MmapRequest};
 
+use crate::client;
 use crate::handle::LocalFile;
-use crate::process::current;
+use crate::process::{Behind, current};
 use crate::task::LocalTask;
+use crate::wire::Tag;
 
 /// Who serves a descriptor.
 enum Server {
@@ -19,8 +21,8 @@ enum Server {
 
 fn server(fd: RawFd) -> Result<Server, Errno> {
     match current().file(fd) {
-        Some(Some(file)) => Ok(Server::Here(file, LocalTask::current()?)),
-        Some(None) => Ok(Server::Elsewhere),
+        Some(Behind::Here(file)) => Ok(Server::Here(file, LocalTask::current()?)),
+        Some(Behind::Elsewhere) => Ok(Server::Elsewhere),
         // Closed by another thread just now.
         None => Err(Errno::BADF),
     }
@@ -50,8 +52,8 @@ impl Identity {
 
 pub(crate) fn ioctl(fd: RawFd, cmd: u32, arg: u64) -> Result<c_int, Errno> {
     let result = match server(fd)? {
-        Server::Here(file, task) => host::File::ioctl(&*file.file, &task, cmd, arg),
-        Server::Elsewhere => Err(Errno::IO),
+        Server::Here(file, task) => file.file.ioctl(&task, cmd, arg),
+        Server::Elsewhere => client::ioctl(fd, cmd, arg),
     };
     tracing::debug!(fd, cmd = format_args!("{cmd:#x}"), ?result, "ioctl");
     result
@@ -65,7 +67,7 @@ pub(crate) fn read(fd: RawFd, buf: u64, len: usize, pos: Option<u64>) -> Result<
             file.update_readable(unsafe { BorrowedFd::borrow_raw(fd) });
             result
         }
-        Server::Elsewhere => Err(Errno::IO),
+        Server::Elsewhere => client::transfer(Tag::Read, fd, buf, len, pos),
     };
     tracing::debug!(fd, len, ?pos, ?result, "read");
     result.map(|n| n as isize)
@@ -74,7 +76,7 @@ pub(crate) fn read(fd: RawFd, buf: u64, len: usize, pos: Option<u64>) -> Result<
 pub(crate) fn write(fd: RawFd, buf: u64, len: usize, pos: Option<u64>) -> Result<isize, Errno> {
     let result = match server(fd)? {
         Server::Here(file, task) => file.file.write(&task, buf, len, pos),
-        Server::Elsewhere => Err(Errno::IO),
+        Server::Elsewhere => client::transfer(Tag::Write, fd, buf, len, pos),
     };
     tracing::debug!(fd, len, ?pos, ?result, "write");
     result.map(|n| n as isize)
@@ -83,14 +85,20 @@ pub(crate) fn write(fd: RawFd, buf: u64, len: usize, pos: Option<u64>) -> Result
 pub(crate) fn identity(fd: RawFd) -> Result<Identity, Errno> {
     match server(fd)? {
         Server::Here(file, _) => Ok(Identity::of(&file)),
-        Server::Elsewhere => Err(Errno::IO),
+        Server::Elsewhere => client::identity(fd),
     }
 }
 
 pub(crate) fn mmap(fd: RawFd, request: MmapRequest) -> Result<MmapBacking, Errno> {
     let result = match server(fd)? {
-        Server::Here(file, task) => file.file.mmap(&task, request),
-        Server::Elsewhere => Err(Errno::IO),
+        Server::Here(file, task) => file.file.mmap(&task, request).map(|backing| {
+            // A mapping keeps its file open.
+            MmapBacking {
+                guard: Box::new((backing.guard, file)),
+                ..backing
+            }
+        }),
+        Server::Elsewhere => client::mmap(fd, request),
     };
     tracing::debug!(fd, ?request, errno = ?result.as_ref().err(), "mmap");
     result

@@ -1,4 +1,135 @@
 //! Forks: the parent keeps the state, the child forgets it.
+//!
+//! What a child inherits of the machine's memory is a picture of the parent's at
+//! one moment; it is leaked, never dropped, and the child reaches the real one
+//! through its descriptors.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+
+use host_linux::{PrivateFd, close_private_fds};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+
+use crate::handle::pair;
+use crate::process::{Process, existing, replace};
+use crate::table::Slab;
+use crate::{mappings, server};
+
+/// A page that reads as zeros in a child: how a fork that ran no handler (a bare
+/// `clone` system call) is noticed.
+static MARK: AtomicPtr<AtomicU8> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Called once, with the first state of a process.
-pub(crate) fn register() {}
+pub(crate) fn register() {
+    // SAFETY: the handlers may be called at any fork from now on.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+    let len = host::PAGE_SIZE as usize;
+    // SAFETY: a new page, which is never unmapped.
+    unsafe {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let Ok(page) = mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE) else {
+            return;
+        };
+        if madvise(page, len, Advice::LinuxWipeOnFork).is_ok() {
+            MARK.store(page.cast(), Ordering::Release);
+        }
+    }
+    mark();
+}
+
+fn mark() {
+    // SAFETY: null or the page, which is never unmapped.
+    if let Some(mark) = unsafe { MARK.load(Ordering::Relaxed).as_ref() } {
+        mark.store(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether this is a child that does not know yet.
+#[inline]
+pub(crate) fn unnoticed() -> bool {
+    // SAFETY: null or the page, which is never unmapped.
+    let mark = unsafe { MARK.load(Ordering::Relaxed).as_ref() };
+    mark.is_some_and(|mark| mark.load(Ordering::Relaxed) == 0)
+}
+
+extern "C" fn prepare() {
+    let Some(process) = existing() else { return };
+    if process.built_paths().is_some() && process.control.get().is_none() {
+        // Children may open our paths even if they inherit no file of ours.
+        let pair = pair()
+            .ok()
+            .and_then(|(client, end, _)| Some((PrivateFd::new(client).ok()?, end)));
+        if let Some((client, end)) = pair {
+            let _ = process.control.set((client, Arc::new(end)));
+        }
+    }
+    // The child must find the tables in one piece.
+    std::mem::forget(process.slab.write());
+    mappings::lock();
+}
+
+extern "C" fn parent() {
+    let Some(process) = existing() else { return };
+    // SAFETY: locked by `prepare`, on this thread.
+    unsafe { mappings::unlock() };
+    // SAFETY: locked by `prepare`, on this thread.
+    unsafe { process.slab.force_unlock_write() };
+    if process.control.get().is_none() && process.slab.read().is_empty() {
+        return;
+    }
+    let Ok(epoll) = server::start(process) else {
+        return;
+    };
+    if let Some((_, end)) = process.control.get() {
+        end.watch(epoll, server::CONTROL);
+    }
+    let mut slab = process.slab.write();
+    slab.share_all();
+    for handle in slab.iter() {
+        if let Some(file) = &handle.file {
+            file.end.watch(epoll, handle.id.0);
+        }
+    }
+}
+
+extern "C" fn child() {
+    if existing().is_some() {
+        become_child(true);
+        // SAFETY: locked by `prepare`, on the thread that this one copies.
+        unsafe { mappings::unlock() };
+    }
+}
+
+/// Gives a child its own state. `prepared`: the tables are in one piece.
+#[cold]
+pub(crate) fn become_child(prepared: bool) -> &'static Process {
+    mark();
+    let Some(parent) = existing() else {
+        return replace(Process::new(Slab::default()));
+    };
+    let slab = if prepared {
+        // SAFETY: the parent's handler locked it and no other thread exists here.
+        unsafe { &*parent.slab.data_ptr() }.inherited()
+    } else {
+        Slab::default()
+    };
+    let mut process = Process::new(slab);
+    let route = parent
+        .control
+        .get()
+        .map(|(client, _)| client)
+        .or(parent.owner.as_ref());
+    let route = route.map(std::os::fd::AsRawFd::as_raw_fd);
+    close_private_fds(route.as_slice());
+    process.owner = route.and_then(PrivateFd::adopt);
+    process.owner_paths = parent.built_paths().or(parent.owner_paths);
+    if prepared {
+        // SAFETY: as above.
+        unsafe { mappings::forget() };
+    }
+    let process = replace(process);
+    if !prepared {
+        process.scan();
+    }
+    process
+}

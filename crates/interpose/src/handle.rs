@@ -6,12 +6,12 @@
 //! closed, in whatever process. Its address is how any copy is recognised.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use host::{Errno, File, FileMode};
 use host_linux::PrivateFd;
 use parking_lot::Mutex;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind,
     getpeername, recv, send, socketpair,
@@ -20,15 +20,15 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 /// Names an emulated open file on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Id(u128);
+pub(crate) struct Id(pub(crate) u64);
 
 const PREFIX: &str = "softiommu/";
 
 impl Id {
     fn random() -> Result<Self, Errno> {
-        let mut bytes = [0; 16];
+        let mut bytes = [0; 8];
         getrandom(&mut bytes, GetRandomFlags::empty())?;
-        Ok(Self(u128::from_le_bytes(bytes)))
+        Ok(Self(u64::from_le_bytes(bytes).max(1)))
     }
 
     /// The file that `fd` is a client's end of, whoever serves it.
@@ -37,8 +37,8 @@ impl Id {
         let name = std::str::from_utf8(address.abstract_name()?).ok()?;
         let digits = name
             .strip_prefix(PREFIX)
-            .filter(|digits| digits.len() == 32)?;
-        u128::from_str_radix(digits, 16).ok().map(Self)
+            .filter(|digits| digits.len() == 16)?;
+        u64::from_str_radix(digits, 16).ok().map(Self)
     }
 }
 
@@ -48,6 +48,8 @@ pub(crate) struct ServerEnd {
     pub(crate) fd: PrivateFd,
     /// A byte waits at the client's end, so that `poll` reports `POLLIN`.
     armed: Mutex<bool>,
+    /// The service that watches it, if any.
+    watcher: OnceLock<Arc<PrivateFd>>,
 }
 
 /// A new pair: the client's end (close-on-exec), ours and its name.
@@ -60,7 +62,7 @@ pub(crate) fn pair() -> Result<(OwnedFd, ServerEnd, Id), Errno> {
     )?;
     let id = loop {
         let id = Id::random()?;
-        let name = format!("{PREFIX}{:032x}", id.0);
+        let name = format!("{PREFIX}{:016x}", id.0);
         match bind(
             &server,
             &SocketAddrUnix::new_abstract_name(name.as_bytes())?,
@@ -76,6 +78,7 @@ pub(crate) fn pair() -> Result<(OwnedFd, ServerEnd, Id), Errno> {
         ServerEnd {
             fd,
             armed: Mutex::new(false),
+            watcher: OnceLock::new(),
         },
         id,
     ))
@@ -90,6 +93,16 @@ impl ServerEnd {
             tv_nsec: 0,
         };
         poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0) && fds[0].revents().contains(PollFlags::HUP)
+    }
+
+    /// Lets the service behind `epoll` see calls and the end of this file, as
+    /// `token`.
+    pub(crate) fn watch(&self, epoll: &Arc<PrivateFd>, token: u64) {
+        self.watcher.get_or_init(|| {
+            let data = epoll::EventData::new_u64(token);
+            let _ = epoll::add(epoll, &self.fd, data, epoll::EventFlags::IN);
+            Arc::clone(epoll)
+        });
     }
 
     /// Makes `poll` on the client's end report `POLLIN`.
@@ -107,6 +120,16 @@ impl ServerEnd {
             let mut byte = [0];
             while recv(&client, &mut byte, RecvFlags::DONTWAIT).is_ok_and(|(n, _)| n > 0) {}
             *armed = false;
+        }
+    }
+}
+
+impl Drop for ServerEnd {
+    fn drop(&mut self) {
+        // A forked child may still hold a copy of our end; the kernel would go on
+        // reporting its events.
+        if let Some(epoll) = self.watcher.get() {
+            let _ = epoll::delete(epoll, &self.fd);
         }
     }
 }

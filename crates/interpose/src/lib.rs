@@ -9,6 +9,7 @@
 //! It knows nothing of what the devices are: [`install`] takes a table of paths.
 
 mod calls;
+mod client;
 mod fork;
 mod handle;
 mod hooks;
@@ -17,15 +18,18 @@ mod next;
 mod open;
 mod paths;
 mod process;
+mod remote_task;
+mod server;
 mod sys;
 mod table;
 mod task;
+mod wire;
 
 use std::sync::Arc;
 
 use host_linux::Host;
 
-pub use paths::{Captures, Node, PathTable, Prefixes};
+pub use paths::{Captures, Generate, Node, Patch, PathTable, Prefixes};
 
 /// [`install`] was called before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -71,6 +71,31 @@ pub(crate) fn moved(old: usize, old_len: usize, new: usize, new_len: usize) {
     drop(released);
 }
 
+/// Locks the table for a fork.
+pub(crate) fn lock() {
+    std::mem::forget(MAPPINGS.lock());
+}
+
+/// Unlocks it.
+///
+/// # Safety
+/// After [`lock`], on its thread or on the copy of it in a child.
+pub(crate) unsafe fn unlock() {
+    // SAFETY: as promised by the caller.
+    unsafe { MAPPINGS.force_unlock() };
+}
+
+/// Forgets all mappings without releasing anything: in a child, what they hold
+/// is the parent's.
+///
+/// # Safety
+/// As for [`unlock`], before it.
+pub(crate) unsafe fn forget() {
+    // SAFETY: as promised by the caller: locked, and this is the only thread.
+    std::mem::forget(std::mem::take(unsafe { &mut *MAPPINGS.data_ptr() }));
+    COUNT.store(0, Ordering::Relaxed);
+}
+
 /// Cuts `[start, end)` out of all mappings; the guards that lost something.
 fn cut(mappings: &mut BTreeMap<usize, (usize, Guard)>, start: usize, end: usize) -> Vec<Guard> {
     let meets = |met: &(&usize, &(usize, Guard))| *met.0 < end && met.1.0 > start;

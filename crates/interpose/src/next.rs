@@ -145,6 +145,7 @@ next! {
     fn canonicalize_file_name(path: Str) -> *mut c_char;
     fn fopen(path: Str, mode: Str) -> *mut FILE;
     fn fopen64(path: Str, mode: Str) -> *mut FILE;
+    fn fclose(file: *mut FILE) -> c_int;
     fn freopen(path: Str, mode: Str, file: *mut FILE) -> *mut FILE;
     fn freopen64(path: Str, mode: Str, file: *mut FILE) -> *mut FILE;
 

@@ -3,13 +3,15 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::io::{Seek, Write};
 use std::os::fd::{IntoRawFd, RawFd};
+use std::sync::Arc;
 
-use host::{Errno, FileMode};
+use host::{Errno, File, FileMode, Task};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::FdFlags;
 
+use crate::client;
 use crate::paths::{Captures, Node, begins_like, spell_out_self};
-use crate::process::{CONFIG, Inside, current};
+use crate::process::{CONFIG, Inside, Machine, current};
 use crate::task::LocalTask;
 
 /// A path that may be ours, by its first bytes: all that others cost.
@@ -35,18 +37,26 @@ pub(crate) unsafe fn candidate<'a>(path: *const c_char) -> Option<&'a str> {
     }
 }
 
-/// What a path of ours leads to in this process's own machine.
-fn find(path: &str) -> Option<(&'static Node, Captures, String)> {
+/// Who answers for a path of ours.
+enum Place {
+    Here(&'static Node, Captures),
+    /// The process at the other end of this descriptor.
+    Owner(RawFd),
+}
+
+/// Finds a path, and what it is called with `self` spelt out.
+fn find(path: &str) -> Option<(Place, String)> {
     let config = CONFIG.get()?;
     let process = current();
-    let table = if begins_like(path.as_bytes(), config.prefixes.build) {
-        process.paths(config).ok()?
-    } else {
-        process.built_paths()?
-    };
-    let path = spell_out_self(path, process.pid(), tid);
-    let (node, captures) = table.find(&path)?;
-    Some((node, captures, path))
+    let full = spell_out_self(path, process.pid(), tid);
+    let build = begins_like(path.as_bytes(), config.prefixes.build);
+    match process.machine(config, &full, build)? {
+        Machine::Here(paths) => {
+            let (node, captures) = paths.find(&full)?;
+            Some((Place::Here(node, captures), full))
+        }
+        Machine::Owner(route) => Some((Place::Owner(route), full)),
+    }
 }
 
 fn tid() -> u32 {
@@ -55,20 +65,52 @@ fn tid() -> u32 {
 
 /// Opens a path; `None` if it is the kernel's after all.
 pub(crate) fn open(path: &str, flags: c_int) -> Option<Result<RawFd, Errno>> {
-    let (node, captures, full) = find(path)?;
-    let result = open_node(node, &captures, &full, flags)?;
+    let (place, full) = find(path)?;
+    let _inside = Inside::enter();
+    let result = match place {
+        Place::Here(node, captures) => LocalTask::current()
+            .and_then(|task| open_node(node, &captures, &full, flags, &task).transpose())
+            .transpose()?
+            .and_then(|opened| install(opened, &full, flags & libc::O_CLOEXEC != 0)),
+        Place::Owner(route) => {
+            let Ok(result) = client::open(route, &full, flags) else {
+                current().forget_owner();
+                return open(path, flags);
+            };
+            result?
+        }
+    };
     tracing::debug!(path, ?result, "open");
     Some(result)
 }
 
-fn open_node(
+/// What opening a node gave.
+pub(crate) enum Opened {
+    File(Arc<dyn File>),
+    Text(Vec<u8>),
+}
+
+fn install(opened: Opened, path: &str, cloexec: bool) -> Result<RawFd, Errno> {
+    match opened {
+        Opened::File(file) => current().install(file, cloexec, Some(path)),
+        Opened::Text(text) => {
+            let file = text_file(&text)?;
+            if !cloexec {
+                rustix::io::fcntl_setfd(&file, FdFlags::empty())?;
+            }
+            Ok(file.into_raw_fd())
+        }
+    }
+}
+
+/// Opens a node for `task`; `None` if the kernel should answer.
+pub(crate) fn open_node(
     node: &Node,
     captures: &Captures,
     path: &str,
     flags: c_int,
-) -> Option<Result<RawFd, Errno>> {
-    let _inside = Inside::enter();
-    let cloexec = flags & libc::O_CLOEXEC != 0;
+    task: &dyn Task,
+) -> Option<Result<Opened, Errno>> {
     if let Node::CharDevice(device) = node {
         if flags & libc::O_DIRECTORY != 0 {
             return Some(Err(Errno::NOTDIR));
@@ -76,27 +118,18 @@ fn open_node(
         if flags & libc::O_CREAT != 0 && flags & libc::O_EXCL != 0 {
             return Some(Err(Errno::EXIST));
         }
-        let open = || {
-            let file = device.open(&LocalTask::current()?)?;
-            current().install(file, cloexec, Some(path))
-        };
-        return Some(open());
+        return Some(device.open(task).map(Opened::File));
     }
     if flags & libc::O_ACCMODE != libc::O_RDONLY {
-        // The kernel's file can be opened for writing, text of ours cannot.
+        // The kernel's file may be opened for writing, text of ours may not.
         return matches!(node, Node::Text(_)).then_some(Err(Errno::ACCESS));
     }
-    let content = content(node, captures, path)?;
-    Some(content.and_then(|content| Ok(text_file(&content, cloexec)?.into_raw_fd())))
+    Some(content(node, captures, path)?.map(Opened::Text))
 }
 
 /// The text behind a node that is not a device; `None` if the kernel should
 /// answer, because it has no such file to change.
-pub(crate) fn content(
-    node: &Node,
-    captures: &Captures,
-    path: &str,
-) -> Option<Result<Vec<u8>, Errno>> {
+fn content(node: &Node, captures: &Captures, path: &str) -> Option<Result<Vec<u8>, Errno>> {
     match node {
         Node::CharDevice(_) => None,
         Node::Text(text) => Some(text(captures).ok_or(Errno::NOENT)),
@@ -110,16 +143,13 @@ pub(crate) fn content(
     }
 }
 
-/// A file of the kernel's with this content, at its beginning.
-fn text_file(content: &[u8], cloexec: bool) -> Result<std::fs::File, Errno> {
+/// A file of the kernel's with this content, at its beginning; close-on-exec.
+pub(crate) fn text_file(content: &[u8]) -> Result<std::fs::File, Errno> {
     let fd = rustix::fs::memfd_create("text", MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
     let io = |e: std::io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
     file.write_all(content).map_err(io)?;
     file.rewind().map_err(io)?;
-    if !cloexec {
-        rustix::io::fcntl_setfd(&file, FdFlags::empty())?;
-    }
     Ok(file)
 }
 
@@ -134,15 +164,29 @@ pub(crate) enum Look {
 
 /// Looks at a path; `None` if the kernel's own answer is right.
 pub(crate) fn look(path: &str) -> Option<Result<Look, Errno>> {
-    let (node, captures, _) = find(path)?;
+    let (place, full) = find(path)?;
     let _inside = Inside::enter();
+    match place {
+        Place::Here(node, captures) => look_at(node, &captures),
+        Place::Owner(route) => {
+            let Ok(result) = client::look(route, &full) else {
+                current().forget_owner();
+                return look(path);
+            };
+            result
+        }
+    }
+}
+
+/// Looks at a node; `None` if the kernel's own answer is right.
+pub(crate) fn look_at(node: &Node, captures: &Captures) -> Option<Result<Look, Errno>> {
     match node {
         Node::CharDevice(device) => Some(Ok(match device.mode() {
             FileMode::CharDevice { major, minor } => Look::Device(major, minor),
             FileMode::AnonInode(_) => Look::Device(0, 0),
         })),
         Node::Text(text) => {
-            let size = text(&captures).map(|content| content.len() as u64);
+            let size = text(captures).map(|content| content.len() as u64);
             Some(size.map(Look::Text).ok_or(Errno::NOENT))
         }
         Node::Patched(_) => None,

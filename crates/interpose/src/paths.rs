@@ -5,15 +5,20 @@ use std::sync::Arc;
 
 use host::CharDevice;
 
+/// Changes the content of a file.
+pub type Patch = Arc<dyn Fn(&Captures, Vec<u8>) -> Vec<u8> + Send + Sync>;
+/// Makes the content of a file, if there is one.
+pub type Generate = Arc<dyn Fn(&Captures) -> Option<Vec<u8>> + Send + Sync>;
+
 /// What is behind a path of ours.
 #[derive(Clone)]
 pub enum Node {
     /// A device that can be opened.
     CharDevice(Arc<dyn CharDevice>),
     /// The kernel's own file with its content changed.
-    Patched(Arc<dyn Fn(&Captures, Vec<u8>) -> Vec<u8> + Send + Sync>),
+    Patched(Patch),
     /// A read-only file that the kernel does not have. `None`: no such file.
-    Text(Arc<dyn Fn(&Captures) -> Option<Vec<u8>> + Send + Sync>),
+    Text(Generate),
 }
 
 /// What the placeholders of a pattern stood for.

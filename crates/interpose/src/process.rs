@@ -1,19 +1,19 @@
 //! What this process knows: its machine, its emulated files.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use host::{Errno, File, User};
-use host_linux::Host;
+use host_linux::{Host, PrivateFd};
 use parking_lot::{Mutex, RwLock};
 use rustix::io::FdFlags;
 
-use crate::handle::{Id, LocalFile, pair};
+use crate::handle::{Id, LocalFile, ServerEnd, pair};
 use crate::paths::{PathTable, Prefixes};
 use crate::table::{Handle, Slab, slot_of};
-use crate::{fork, next};
+use crate::{fork, next, server};
 
 pub(crate) type Make = Box<dyn Fn(&Arc<Host>) -> PathTable + Send + Sync>;
 
@@ -33,6 +33,30 @@ pub(crate) struct Process {
     paths: OnceLock<PathTable>,
     pub(crate) slab: RwLock<Slab>,
     users: Mutex<Vec<(u32, Arc<User>)>>,
+    /// What children reach this process by even if they inherit no emulated
+    /// file: the child's end, which they inherit, and ours.
+    pub(crate) control: OnceLock<(PrivateFd, Arc<ServerEnd>)>,
+    /// Watches files that others hold; made with its thread.
+    pub(crate) service: OnceLock<Arc<PrivateFd>>,
+    /// How to reach the process that this one was forked from, if that has a
+    /// machine; and its paths, to be compared with but not used.
+    pub(crate) owner: Option<PrivateFd>,
+    pub(crate) owner_paths: Option<&'static PathTable>,
+    owner_gone: AtomicBool,
+}
+
+/// Who serves an emulated descriptor.
+pub(crate) enum Behind {
+    Here(Arc<LocalFile>),
+    /// Another process.
+    Elsewhere,
+}
+
+/// Which process knows what is behind a path.
+pub(crate) enum Machine<'a> {
+    Here(&'a PathTable),
+    /// Another one, reached through this descriptor.
+    Owner(RawFd),
 }
 
 static CURRENT: AtomicPtr<Process> = AtomicPtr::new(std::ptr::null_mut());
@@ -68,8 +92,18 @@ pub(crate) fn current() -> &'static Process {
     if current.is_null() {
         return first();
     }
+    if fork::unnoticed() {
+        return fork::become_child(false);
+    }
     // SAFETY: set once to a leaked box, replaced only by another, in a child.
     unsafe { &*current }
+}
+
+/// Puts a child's own state in place of its parent's.
+pub(crate) fn replace(process: Process) -> &'static Process {
+    let process: &'static Process = Box::leak(Box::new(process));
+    CURRENT.store(std::ptr::from_ref(process).cast_mut(), Ordering::Release);
+    process
 }
 
 #[cold]
@@ -106,6 +140,11 @@ impl Process {
             paths: OnceLock::new(),
             slab: RwLock::new(slab),
             users: Mutex::default(),
+            control: OnceLock::new(),
+            service: OnceLock::new(),
+            owner: None,
+            owner_paths: None,
+            owner_gone: AtomicBool::new(false),
         }
     }
 
@@ -128,16 +167,52 @@ impl Process {
         Ok(self.host.get_or_init(|| host))
     }
 
-    /// The path table, built now if it was not.
-    pub(crate) fn paths(&self, config: &Config) -> Result<&PathTable, Errno> {
-        let host = self.host()?;
-        Ok(self.paths.get_or_init(|| {
+    /// Where `path` is looked up: in this process's machine, in its parent's if
+    /// that has one, or in one built now, if `build`. `None`: there is no machine,
+    /// so the path is the kernel's.
+    pub(crate) fn machine(&self, config: &Config, path: &str, build: bool) -> Option<Machine<'_>> {
+        if let Some(paths) = self.paths.get() {
+            return Some(Machine::Here(paths));
+        }
+        if let Some(route) = self.route() {
+            if self
+                .owner_paths
+                .is_some_and(|paths| paths.find(path).is_none())
+            {
+                return None;
+            }
+            return Some(Machine::Owner(route));
+        }
+        if !build {
+            return None;
+        }
+        let host = self.host().ok()?;
+        Some(Machine::Here(self.paths.get_or_init(|| {
             let _inside = Inside::enter();
             (config.make)(host)
-        }))
+        })))
     }
 
-    /// The path table if it has been built.
+    /// A descriptor that leads to the process whose machine this one shares.
+    fn route(&self) -> Option<RawFd> {
+        if self.owner_gone.load(Ordering::Relaxed) {
+            return None;
+        }
+        let owner = self.owner.as_ref().map(AsRawFd::as_raw_fd);
+        owner.or_else(|| {
+            let slab = self.slab.read();
+            slab.iter()
+                .find(|handle| handle.file.is_none())
+                .and_then(|handle| handle.fds.first().copied())
+        })
+    }
+
+    /// The process that [`Self::machine`] named does not answer any more.
+    pub(crate) fn forget_owner(&self) {
+        self.owner_gone.store(true, Ordering::Relaxed);
+    }
+
+    /// The path table, if this process has built one.
     pub(crate) fn built_paths(&self) -> Option<&PathTable> {
         self.paths.get()
     }
@@ -152,11 +227,17 @@ impl Process {
         user
     }
 
-    /// The emulated file behind `fd`: `None` if there is none, `Some(None)` if
-    /// another process serves it.
+    /// Who serves `fd`; `None` if it is not emulated.
     #[inline]
-    pub(crate) fn file(&self, fd: RawFd) -> Option<Option<Arc<LocalFile>>> {
-        self.slab.read().by_fd(fd).map(|handle| handle.file.clone())
+    pub(crate) fn file(&self, fd: RawFd) -> Option<Behind> {
+        let slab = self.slab.read();
+        let handle = slab.by_fd(fd)?;
+        Some(
+            handle
+                .file
+                .as_ref()
+                .map_or(Behind::Elsewhere, |file| Behind::Here(Arc::clone(file))),
+        )
     }
 
     /// Gives `file` a new descriptor of this process.
@@ -179,6 +260,25 @@ impl Process {
             shared: false,
         });
         Ok(fd)
+    }
+
+    /// Makes a descriptor for `file` that is to be sent to another process.
+    pub(crate) fn export(
+        &'static self,
+        file: Arc<dyn File>,
+        path: Option<&str>,
+    ) -> Result<OwnedFd, Errno> {
+        let (client, end, id) = pair()?;
+        let file = Arc::new(LocalFile::new(file, end, path));
+        let end = Arc::clone(&file.end);
+        self.slab.write().insert(Handle {
+            id,
+            file: Some(file),
+            fds: Vec::new(),
+            shared: true,
+        });
+        end.watch(server::start(self)?, id.0);
+        Ok(client)
     }
 
     /// `fd` is a copy of the emulated `old`, made by `dup` and its like.
@@ -237,18 +337,48 @@ impl Process {
     }
 
     /// The file behind `fd` may from now on be held by others too.
-    pub(crate) fn share(&self, fd: RawFd) {
+    pub(crate) fn share(&'static self, fd: RawFd) {
+        let Ok(epoll) = server::start(self) else {
+            return;
+        };
         let mut slab = self.slab.write();
         let id = slab.by_fd(fd).map(|handle| handle.id);
         if let Some(handle) = id.and_then(|id| slab.by_id(id)) {
             handle.shared = true;
+            if let Some(file) = &handle.file {
+                file.end.watch(epoll, handle.id.0);
+            }
         }
     }
 
-    /// The file of this process that `fd`, in whatever process, is a copy of.
-    pub(crate) fn own_file(&self, fd: impl AsFd) -> Option<Arc<LocalFile>> {
-        let id = Id::of(fd)?;
-        self.slab.write().by_id(id)?.file.clone()
+    /// No copy of the client's end of this file is left anywhere.
+    pub(crate) fn hung_up(&self, id: Id) {
+        let mut slab = self.slab.write();
+        // Descriptors closed behind our back, in one of the C library's own calls.
+        let stale = slab
+            .by_id(id)
+            .map(|handle| handle.fds.clone())
+            .unwrap_or_default();
+        for fd in stale {
+            slab.detach(fd);
+        }
+        let handle = slab.remove_unused(id);
+        drop(slab);
+        drop(handle);
+    }
+
+    /// Finds emulated files among the descriptors that this process was born with.
+    pub(crate) fn scan(&self) {
+        let Ok(dir) = std::fs::read_dir("/proc/self/fd") else {
+            return;
+        };
+        let names = dir.flatten().map(|entry| entry.file_name());
+        let fds: Vec<RawFd> = names
+            .filter_map(|name| name.to_str()?.parse().ok())
+            .collect();
+        for fd in fds {
+            self.adopt(fd);
+        }
     }
 }
 

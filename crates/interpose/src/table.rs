@@ -71,6 +71,14 @@ impl Slab {
         self.slots[*self.by_id.get(&id)? as usize].as_mut()
     }
 
+    /// The file of this process with that name.
+    pub(crate) fn own_file(&self, id: Id) -> Option<Arc<LocalFile>> {
+        self.slots[*self.by_id.get(&id)? as usize]
+            .as_ref()?
+            .file
+            .clone()
+    }
+
     /// Says that `fd` is now another descriptor for `id`; false if there is no
     /// such handle or the table has no room for the number.
     pub(crate) fn attach(&mut self, fd: RawFd, id: Id) -> bool {
@@ -104,15 +112,44 @@ impl Slab {
         Some(handle)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Handle> {
         self.slots.iter().flatten()
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Handle> {
-        self.slots.iter_mut().flatten()
+    /// Marks every file of this process as held by others too.
+    pub(crate) fn share_all(&mut self) {
+        for handle in self.slots.iter_mut().flatten() {
+            handle.shared = true;
+        }
     }
 
-    /// The highest emulated descriptors first down to `first`.
+    /// The table as a forked child has it: the same descriptors in the same
+    /// slots, all served by another process. Takes nothing from `self`.
+    pub(crate) fn inherited(&self) -> Self {
+        let mut child = Self::default();
+        for (slot, handle) in self.slots.iter().enumerate() {
+            let handle = handle.as_ref().filter(|handle| !handle.fds.is_empty());
+            let handle = handle.map(|handle| Handle {
+                id: handle.id,
+                file: None,
+                fds: handle.fds.clone(),
+                shared: true,
+            });
+            match &handle {
+                Some(handle) => drop(child.by_id.insert(handle.id, slot as u32)),
+                None if slot > 0 => child.free.push(slot as u32),
+                None => {}
+            }
+            child.slots.push(handle);
+        }
+        child
+    }
+
+    /// The emulated descriptors in a range.
     pub(crate) fn fds_in(&self, first: u32, last: u32) -> Vec<RawFd> {
         let fds = self.iter().flat_map(|handle| &handle.fds).copied();
         fds.filter(|&fd| (first..=last).contains(&(fd as u32)))

@@ -9,7 +9,7 @@ use host::{Capability, Errno, File, Mm, OpenFile, Task, User};
 use host_linux::Host;
 use rustix::process::{Resource, getrlimit, getuid};
 
-use crate::process::{Process, close, current, duplicate};
+use crate::process::{Behind, Process, close, current, duplicate};
 
 /// Counts calls that may have changed the credentials of some thread.
 static GENERATION: AtomicU32 = AtomicU32::new(1);
@@ -88,9 +88,9 @@ impl Task for LocalTask {
 
     fn file(&self, fd: RawFd) -> Result<OpenFile, Errno> {
         match self.process.file(fd) {
-            Some(Some(local)) => Ok(OpenFile::Emulated(Arc::clone(&local.file))),
+            Some(Behind::Here(local)) => Ok(OpenFile::Emulated(Arc::clone(&local.file))),
             // Another process's file means nothing to this machine.
-            Some(None) => Err(Errno::BADF),
+            Some(Behind::Elsewhere) => Err(Errno::BADF),
             None => Ok(OpenFile::Kernel(self.host.memory_file(duplicate(fd)?))),
         }
     }

@@ -65,6 +65,11 @@ fn read_write_poll() {
     assert_eq!((result, last_errno()), (-1, Errno::FAULT));
 }
 
+fn dup2(old: &impl AsRawFd, new: &impl AsRawFd) -> c_int {
+    // SAFETY: descriptors of the test.
+    unsafe { libc::dup2(old.as_raw_fd(), new.as_raw_fd()) }
+}
+
 #[test]
 fn the_last_descriptor_releases() {
     let _one = setup();
@@ -74,11 +79,7 @@ fn the_last_descriptor_releases() {
     // SAFETY: plain descriptor calls on descriptors of this test.
     let third = unsafe { std::fs::File::from_raw_fd(libc::dup(first.as_raw_fd())) };
     let spare = std::fs::File::open("/dev/null").unwrap();
-    // SAFETY: as above; `spare` becomes another copy.
-    assert_eq!(
-        unsafe { libc::dup2(first.as_raw_fd(), spare.as_raw_fd()) },
-        spare.as_raw_fd()
-    );
+    assert_eq!(dup2(&first, &spare), spare.as_raw_fd(), "another copy");
     drop(first);
     assert_eq!(add(&second, 1), Ok(1));
     drop(second);
@@ -87,10 +88,10 @@ fn the_last_descriptor_releases() {
     assert_eq!(live(), before + 1);
     assert_eq!(add(&spare, 1), Ok(3));
     let null = std::fs::File::open("/dev/null").unwrap();
-    // SAFETY: as above; the last copy is replaced.
     assert_eq!(
-        unsafe { libc::dup2(null.as_raw_fd(), spare.as_raw_fd()) },
-        spare.as_raw_fd()
+        dup2(&null, &spare),
+        spare.as_raw_fd(),
+        "replaces the last copy"
     );
     assert_eq!(live(), before);
     assert_eq!(add(&spare, 1), Err(Errno::NOTTY), "now /dev/null");
@@ -108,10 +109,8 @@ fn close_range_releases_and_spares_what_is_ours() {
     drop((a, b));
     assert_eq!(live(), before + 3);
     // SAFETY: closes those two and, were they not protected, private ones.
-    assert_eq!(
-        unsafe { libc::syscall(libc::SYS_close_range, 5000, u32::MAX, 0) },
-        0
-    );
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 5000, u32::MAX, 0) };
+    assert_eq!(closed, 0);
     assert_eq!(live(), before + 1);
     assert_eq!(add(&keep, 2), Ok(2));
     for fd in [a2, b2] {

@@ -55,7 +55,9 @@ pub(super) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: 
     let result = close_around(first, last, |first, last| unsafe {
         next::close_range(first, last, flags)
     });
-    released.into_iter().for_each(|id| process.closed(id));
+    for id in released {
+        process.closed(id);
+    }
     result
 }
 

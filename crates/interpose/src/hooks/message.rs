@@ -11,6 +11,7 @@ use crate::{next, process};
 ///
 /// # Safety
 /// `msg` is null or as the kernel just accepted or filled it.
+#[allow(clippy::cast_ptr_alignment, reason = "read unaligned")]
 unsafe fn descriptors(msg: *const msghdr, mut each: impl FnMut(c_int)) {
     // SAFETY: as promised by the caller; the macros stay inside the control data.
     unsafe {

@@ -6,7 +6,9 @@ use libc::{FILE, mode_t};
 
 use crate::next;
 use crate::open::{candidate, open as open_ours};
+use crate::process::current;
 use crate::sys::answer;
+use crate::table::slot_of;
 
 /// Our own answer for `path`, if it is ours.
 unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
@@ -96,6 +98,33 @@ pub(super) unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) 
 pub(super) unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *mut FILE {
     // SAFETY: the same call, as promised by the caller.
     unsafe { stream(path, mode).unwrap_or_else(|| next::fopen64(path, mode)) }
+}
+
+/// The C library closes the descriptor of a stream without calling `close`.
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn fclose(file: *mut FILE) -> c_int {
+    // SAFETY: the same call, as promised by the caller.
+    unsafe {
+        let fd = if file.is_null() {
+            -1
+        } else {
+            libc::fileno(file)
+        };
+        if slot_of(fd) == 0 {
+            return next::fclose(file);
+        }
+        let process = current();
+        let last = if process.is_borrowed() {
+            None
+        } else {
+            process.closing(fd)
+        };
+        let result = next::fclose(file);
+        if let Some(id) = last {
+            process.closed(id);
+        }
+        result
+    }
 }
 
 macro_rules! reopeners {
