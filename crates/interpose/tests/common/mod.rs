@@ -243,7 +243,10 @@ pub fn setup() -> MutexGuard<'static, ()> {
         .unwrap();
     });
     let guard = ONE_AT_A_TIME.lock();
-    guard.unwrap_or_else(std::sync::PoisonError::into_inner)
+    let guard = guard.unwrap_or_else(std::sync::PoisonError::into_inner);
+    // What killed children held is released a little later.
+    wait_live(0);
+    guard
 }
 
 /// Opens the device as any Rust program would.
