@@ -11,7 +11,7 @@ use crate::buddy::WINDOW_START;
 use crate::object::Key;
 use crate::phys::Phys;
 use crate::segment::Segment;
-use crate::user_copy;
+use crate::user_copy::{self, own_pid};
 use crate::vma::{Maps, Vma};
 
 /// This process's address space.
@@ -23,7 +23,7 @@ pub struct LocalMm {
 
 impl LocalMm {
     pub(crate) fn new(phys: Arc<Phys>) -> io::Result<Self> {
-        let maps = Arc::new(Maps::open(phys.pid())?);
+        let maps = Arc::new(Maps::open(own_pid())?);
         Ok(Self {
             phys,
             maps,
@@ -34,11 +34,11 @@ impl LocalMm {
     /// The runs of `range`, which lies inside `vma`, unless they are simply its
     /// virtual addresses.
     fn pin_shared(&self, vma: &Vma, range: &Range<u64>, write: bool) -> Option<Vec<PhysRun>> {
-        let pid = self.phys.pid();
+        let pid = own_pid();
         let segment = || {
-            Segment::duplicate(pid, vma)
+            Segment::duplicate(vma)
                 // Huge pages cannot be duplicated, only mapped from their file.
-                .or_else(|| Segment::of_map_file(pid, pid, vma))
+                .or_else(|| Segment::of_map_file(pid, vma))
                 .filter(|segment| segment.writable || !write)
                 .or_else(|| Some(Segment::client(pid, &self.maps, vma, vma.offset)))
         };
@@ -48,11 +48,11 @@ impl LocalMm {
 
 impl Mm for LocalMm {
     fn copy_from_user(&self, va: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        user_copy::from_self(self.phys.pid(), va, buf)
+        user_copy::from_self(va, buf)
     }
 
     fn copy_to_user(&self, va: u64, buf: &[u8]) -> Result<(), Fault> {
-        user_copy::to_self(self.phys.pid(), va, buf)
+        user_copy::to_self(va, buf)
     }
 
     fn pin(

@@ -54,7 +54,7 @@ impl MemoryFile for FdFile {
         if len == 0 {
             return Ok(());
         }
-        let segment = || Segment::of_file(self.phys.pid(), self.fd.as_fd(), 0..size);
+        let segment = || Segment::of_file(self.fd.as_fd(), 0..size);
         let runs = self
             .phys
             .pin_object(key_of(&stat), &(offset..end), false, size, segment);

@@ -209,6 +209,11 @@ impl Table {
             .sum()
     }
 
+    /// Every backing there is.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.objects.values().flat_map(|object| &object.segments)
+    }
+
     fn access(
         &self,
         pa: u64,

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use rustix::mm::{madvise, mmap, mprotect, mremap, munmap};
 
-use crate::user_copy::{read_process, write_process};
+use crate::user_copy::{own_pid, read_process, write_process};
 use crate::vma::{Maps, Vma};
 
 /// A stretch of an object that can be read and perhaps written.
@@ -37,28 +37,26 @@ enum Backing {
 struct Mapping {
     base: usize,
     len: usize,
-    /// Our process, to copy through `process_vm_readv`.
-    pid: u32,
     /// The object can never shrink, so plain loads and stores cannot fault.
     sealed: bool,
 }
 
 impl Segment {
     /// A duplicate of the shared mapping `vma` of this process.
-    pub(crate) fn duplicate(pid: u32, vma: &Vma) -> Option<Self> {
+    pub(crate) fn duplicate(vma: &Vma) -> Option<Self> {
         let len = (vma.range.end - vma.range.start) as usize;
         // SAFETY: an old size of 0 leaves the old mapping alone and makes a new
         // one, somewhere free, of the same shared object.
         let base =
             unsafe { mremap(vma.range.start as *mut _, 0, len, MremapFlags::MAYMOVE) }.ok()?;
-        let mapping = Mapping::adopt(base as usize, len, pid, false);
+        let mapping = Mapping::adopt(base as usize, len, false);
         let writable = vma.writable || mapping.make_writable();
         let start = vma.offset;
         Some(Self::from_mapping(mapping, start, writable))
     }
 
     /// Our own mapping of the bytes `range` (page-aligned) of `fd`.
-    pub(crate) fn of_file(pid: u32, fd: BorrowedFd<'_>, range: Range<u64>) -> Option<Self> {
+    pub(crate) fn of_file(fd: BorrowedFd<'_>, range: Range<u64>) -> Option<Self> {
         let len = usize::try_from(range.end - range.start).ok()?;
         let map = |prot| {
             // SAFETY: a new mapping at an address the kernel chooses.
@@ -81,13 +79,13 @@ impl Segment {
         let sealed = fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
             && rustix::fs::fstatfs(fd)
                 .is_ok_and(|fs| fs.f_type as u64 == crate::memfile::TMPFS_MAGIC);
-        let mapping = Mapping::adopt(base as usize, len, pid, sealed);
+        let mapping = Mapping::adopt(base as usize, len, sealed);
         Some(Self::from_mapping(mapping, range.start, writable))
     }
 
     /// The whole of the file that `/proc/PID/map_files` gives for `vma`; needs
     /// privileges.
-    pub(crate) fn of_map_file(own_pid: u32, pid: u32, vma: &Vma) -> Option<Self> {
+    pub(crate) fn of_map_file(pid: u32, vma: &Vma) -> Option<Self> {
         let path = format!(
             "/proc/{pid}/map_files/{:x}-{:x}",
             vma.range.start, vma.range.end
@@ -95,7 +93,7 @@ impl Segment {
         let open = |flags| rustix::fs::open(&path, flags | OFlags::CLOEXEC, Mode::empty());
         let fd = open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY)).ok()?;
         let end = vma.offset + (vma.range.end - vma.range.start);
-        Self::of_file(own_pid, fd.as_fd(), vma.offset..end)
+        Self::of_file(fd.as_fd(), vma.offset..end)
     }
 
     /// The client's mapping `vma` itself.
@@ -108,6 +106,19 @@ impl Segment {
                 maps: Arc::clone(maps),
                 va: vma.range.start,
             },
+        }
+    }
+
+    /// Lets children inherit our mapping, or no longer.
+    pub(crate) fn inherit(&self, inherit: bool) {
+        if let Backing::Mapping(mapping) = &self.backing {
+            let advice = if inherit {
+                Advice::LinuxDoFork
+            } else {
+                Advice::LinuxDontFork
+            };
+            // SAFETY: our own mapping.
+            let _ = unsafe { madvise(mapping.base as *mut _, mapping.len, advice) };
         }
     }
 
@@ -134,9 +145,7 @@ impl Segment {
                 unsafe { copy(from, buf.as_mut_ptr(), buf.len()) };
                 Ok(())
             }
-            Backing::Mapping(mapping) => {
-                read_process(mapping.pid, mapping.base as u64 + delta, buf)
-            }
+            Backing::Mapping(mapping) => read_process(own_pid(), mapping.base as u64 + delta, buf),
             Backing::Client { pid, maps, va } => {
                 read_process(*pid, va + delta, buf)?;
                 // The process may have become another one meanwhile.
@@ -157,9 +166,7 @@ impl Segment {
                 unsafe { copy(buf.as_ptr(), to, buf.len()) };
                 Ok(())
             }
-            Backing::Mapping(mapping) => {
-                write_process(mapping.pid, mapping.base as u64 + delta, buf)
-            }
+            Backing::Mapping(mapping) => write_process(own_pid(), mapping.base as u64 + delta, buf),
             Backing::Client { pid, maps, va } => {
                 if !maps.is_alive() {
                     return Err(Fault { va: va + delta });
@@ -196,15 +203,10 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 impl Mapping {
     /// Takes over a mapping just made. It stays out of forked children: they
     /// would keep the object alive.
-    fn adopt(base: usize, len: usize, pid: u32, sealed: bool) -> Self {
+    fn adopt(base: usize, len: usize, sealed: bool) -> Self {
         // SAFETY: our own mapping; no child of ours uses it.
         let _ = unsafe { madvise(base as *mut _, len, Advice::LinuxDontFork) };
-        Self {
-            base,
-            len,
-            pid,
-            sealed,
-        }
+        Self { base, len, sealed }
     }
 
     fn make_writable(&self) -> bool {

@@ -54,5 +54,8 @@ pub fn install(
     let make = Box::new(make);
     process::CONFIG
         .set(process::Config { prefixes, make })
-        .map_err(|_| AlreadyInstalled)
+        .map_err(|_| AlreadyInstalled)?;
+    // Descriptors inherited over exec.
+    process::current().scan();
+    Ok(())
 }

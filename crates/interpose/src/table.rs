@@ -28,8 +28,6 @@ pub(crate) struct Handle {
     pub(crate) file: Option<Arc<LocalFile>>,
     /// This process's descriptors for it.
     pub(crate) fds: Vec<RawFd>,
-    /// Other processes, or messages under way, may hold it too.
-    pub(crate) shared: bool,
 }
 
 /// All handles of a process.
@@ -112,19 +110,8 @@ impl Slab {
         Some(handle)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
-    }
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Handle> {
         self.slots.iter().flatten()
-    }
-
-    /// Marks every file of this process as held by others too.
-    pub(crate) fn share_all(&mut self) {
-        for handle in self.slots.iter_mut().flatten() {
-            handle.shared = true;
-        }
     }
 
     /// The table as a forked child has it: the same descriptors in the same
@@ -137,7 +124,6 @@ impl Slab {
                 id: handle.id,
                 file: None,
                 fds: handle.fds.clone(),
-                shared: true,
             });
             match &handle {
                 Some(handle) => drop(child.by_id.insert(handle.id, slot as u32)),

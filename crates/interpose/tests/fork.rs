@@ -226,10 +226,6 @@ fn a_fork_without_handlers() {
         // SAFETY: ends the child.
         unsafe { libc::_exit(c_int::from(!good)) };
     }
-    // The service starts with the first fork that is seen, or a message: this one
-    // was not seen by the parent.
-    let seen = in_child(|| {});
-    assert!(seen.wait());
     assert!(Child(pid as c_int).wait());
     assert_eq!(add(&device, 5), Ok(10));
 }
@@ -255,6 +251,41 @@ fn a_vfork_child_closes_only_its_own() {
     assert_eq!(add(&device, 6), Ok(6));
     drop(device);
     assert_eq!(live(), before);
+}
+
+/// What the program does that [`descriptors_survive_exec`] runs.
+#[test]
+#[ignore = "run by another test"]
+fn after_exec() {
+    let _one = setup();
+    let fd = std::env::var("COUNTER_FD")
+        .expect("run by another test")
+        .parse()
+        .unwrap();
+    // SAFETY: inherited.
+    let device = unsafe { std::fs::File::from_raw_fd(fd) };
+    assert_eq!(add(&device, 5), Ok(6));
+    assert_eq!(add(&open(), 7), Ok(7), "a path of the same machine");
+}
+
+#[test]
+fn descriptors_survive_exec() {
+    let _one = setup();
+    let device = open();
+    add(&device, 1).unwrap();
+    rustix::io::fcntl_setfd(&device, rustix::io::FdFlags::empty()).unwrap();
+    // By posix_spawn: neither we nor our fork handlers see it.
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "after_exec", "--ignored"])
+        .env("COUNTER_FD", device.as_raw_fd().to_string())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert_eq!(add(&device, 0), Ok(6));
 }
 
 fn send_fd(socket: &OwnedFd, fd: impl AsFd) {
