@@ -43,8 +43,10 @@ pub fn close_private_fds(keep: &[RawFd]) {
             bits &= bits - 1;
             if !keep.contains(&fd) {
                 mark(fd, false);
+                // Not open if another thread made it while the kernel copied the
+                // descriptors first and the memory, with its mark, later.
                 // SAFETY: the caller says that nothing will use this descriptor again.
-                unsafe { rustix::io::close(fd) };
+                let _ = unsafe { rustix::io::try_close(fd) };
             }
         }
     }
