@@ -43,8 +43,10 @@ pub fn close_private_fds(keep: &[RawFd]) {
             bits &= bits - 1;
             if !keep.contains(&fd) {
                 mark(fd, false);
+                // Not open if another thread made it while the kernel copied the
+                // descriptors first and the memory, with its mark, later.
                 // SAFETY: the caller says that nothing will use this descriptor again.
-                unsafe { rustix::io::close(fd) };
+                let _ = unsafe { rustix::io::try_close(fd) };
             }
         }
     }
@@ -60,9 +62,7 @@ impl PrivateFd {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         // Programs count upwards from 0 and a few put things at 255 or at a
         // fixed high number; the top quarter of the limit is the quietest.
-        let limit = getrlimit(Resource::Nofile)
-            .current
-            .unwrap_or(MAX_FDS as u64);
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(MAX_FDS as u64);
         let base = limit.min(MAX_FDS as u64) / 4 * 3;
         let fd = fcntl_dupfd_cloexec(&fd, base as RawFd).unwrap_or(fd);
         let fd = fd.into_raw_fd();

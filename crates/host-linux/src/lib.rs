@@ -52,8 +52,9 @@ pub struct Host {
 impl Host {
     /// The host as this process sees it. Needs `/proc`.
     pub fn new() -> io::Result<Arc<Self>> {
+        user_copy::set_own_pid();
         let pid = std::process::id();
-        let phys = Arc::new(Phys::new(pid));
+        let phys = Arc::new(Phys::new());
         let local: Arc<dyn Mm> = Arc::new(LocalMm::new(Arc::clone(&phys))?);
         Ok(Arc::new(Self {
             pid,
@@ -104,6 +105,18 @@ impl Host {
         Some(Arc::clone(mm) as Arc<dyn Mm>)
     }
 
+    /// Lets children inherit what backs pinned memory, or no longer. Only a child
+    /// that takes over this machine should.
+    pub fn inherit(&self, inherit: bool) {
+        self.phys.inherit(inherit);
+    }
+
+    /// To be called in a child that goes on in place of its parent: private
+    /// memory is now the child's copy of it.
+    pub fn take_over(&self) {
+        user_copy::set_own_pid();
+    }
+
     /// Pages of shared objects pinned now, over all of them.
     pub fn pinned_object_pages(&self) -> u64 {
         self.phys.pinned_pages()
@@ -117,5 +130,5 @@ impl Host {
 
 /// Reads memory of the calling process at `va`, without ever raising a signal.
 pub fn read_own_memory(va: u64, buf: &mut [u8]) -> Result<(), host::Fault> {
-    user_copy::from_self(std::process::id(), va, buf)
+    user_copy::read_process(std::process::id(), va, buf)
 }

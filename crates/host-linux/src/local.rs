@@ -12,7 +12,7 @@ use crate::object::Key;
 use crate::phys::Phys;
 use crate::place::Place;
 use crate::segment::Segment;
-use crate::user_copy;
+use crate::user_copy::{self, own_pid};
 use crate::vma::{Maps, Vma};
 
 /// This process's address space.
@@ -24,22 +24,18 @@ pub struct LocalMm {
 
 impl LocalMm {
     pub(crate) fn new(phys: Arc<Phys>) -> io::Result<Self> {
-        let maps = Arc::new(Maps::open(phys.pid())?);
-        Ok(Self {
-            phys,
-            maps,
-            counters: MmCounters::default(),
-        })
+        let maps = Arc::new(Maps::open(own_pid())?);
+        Ok(Self { phys, maps, counters: MmCounters::default() })
     }
 
     /// The runs of `range`, which lies inside `vma`, unless they are simply its
     /// virtual addresses.
     fn pin_shared(&self, vma: &Vma, range: &Range<u64>, write: bool) -> Option<Vec<PhysRun>> {
-        let pid = self.phys.pid();
+        let pid = own_pid();
         let segment = || {
-            Segment::duplicate(pid, vma)
+            Segment::duplicate(vma)
                 // Huge pages cannot be duplicated, only mapped from their file.
-                .or_else(|| Segment::of_map_file(pid, pid, vma))
+                .or_else(|| Segment::of_map_file(pid, vma))
                 .filter(|segment| segment.writable || !write)
                 .or_else(|| Some(Segment::client(pid, &self.maps, vma, vma.offset)))
         };
@@ -49,11 +45,11 @@ impl LocalMm {
 
 impl Mm for LocalMm {
     fn copy_from_user(&self, va: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        user_copy::from_self(self.phys.pid(), va, buf)
+        user_copy::from_self(va, buf)
     }
 
     fn copy_to_user(&self, va: u64, buf: &[u8]) -> Result<(), Fault> {
-        user_copy::to_self(self.phys.pid(), va, buf)
+        user_copy::to_self(va, buf)
     }
 
     fn pin(
@@ -74,19 +70,11 @@ impl Mm for LocalMm {
             }
             // Beyond the end of a file there are no pages, nor behind device
             // memory. A file ends only once, so its last page speaks for all.
-            let advice = if write {
-                Advice::LinuxPopulateWrite
-            } else {
-                Advice::LinuxPopulateRead
-            };
+            let advice = if write { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
             let last = (range.end - PAGE_SIZE) as *mut _;
             // SAFETY: brings in a page of the client's as any access of it would.
             unsafe { madvise(last, PAGE_SIZE as usize, advice) }.ok()?;
-            if vma.shared {
-                Some(Some(self.pin_shared(vma, range, write)?))
-            } else {
-                Some(None)
-            }
+            if vma.shared { Some(Some(self.pin_shared(vma, range, write)?)) } else { Some(None) }
         })
     }
 
@@ -103,19 +91,10 @@ pub(crate) fn pin_inode(
     write: bool,
     segment: impl FnOnce() -> Option<Segment>,
 ) -> Option<Vec<PhysRun>> {
-    let key = Key::Inode {
-        dev: vma.dev,
-        inode: vma.inode,
-    };
+    let key = Key::Inode { dev: vma.dev, inode: vma.inode };
     let offset = |va| vma.offset + (va - vma.range.start);
     let size = offset(vma.range.end);
-    phys.pin_object(
-        key,
-        &(offset(range.start)..offset(range.end)),
-        write,
-        size,
-        segment,
-    )
+    phys.pin_object(key, &(offset(range.start)..offset(range.end)), write, size, segment)
 }
 
 /// Walks the mappings of `[va, va + len)`, asks `pin_vma` for the runs of each
@@ -130,10 +109,7 @@ pub(crate) fn pin_range(
     run: &mut dyn FnMut(PhysRun),
     mut pin_vma: impl FnMut(&Vma, &Range<u64>) -> Option<Option<Vec<PhysRun>>>,
 ) -> Result<(), Fault> {
-    let end = va
-        .checked_add(len)
-        .filter(|&end| end <= WINDOW_START)
-        .ok_or(Fault { va })?;
+    let end = va.checked_add(len).filter(|&end| end <= WINDOW_START).ok_or(Fault { va })?;
     let mut pinned: Vec<PhysRun> = Vec::new();
     let mut pending: Option<PhysRun> = None;
     let mut pass = |next: PhysRun| match &mut pending {
@@ -146,20 +122,14 @@ pub(crate) fn pin_range(
     };
     let mut at = va;
     while at < end {
-        let vma = maps
-            .query(at)
-            .ok()
-            .filter(|vma| vma.readable && (vma.writable || !write));
+        let vma = maps.query(at).ok().filter(|vma| vma.readable && (vma.writable || !write));
         let part = vma.and_then(|vma| {
             let range = at..vma.range.end.min(end);
             Some((pin_vma(&vma, &range)?, range))
         });
         match part {
             Some((None, range)) => {
-                pass(PhysRun {
-                    pa: range.start,
-                    len: range.end - range.start,
-                });
+                pass(PhysRun { pa: range.start, len: range.end - range.start });
                 at = range.end;
             }
             Some((Some(runs), range)) => {

@@ -16,10 +16,7 @@ const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 /// The object that a file is.
 pub(crate) fn key_of(stat: &Stat) -> Key {
     let dev = stat.st_dev;
-    Key::Inode {
-        dev: (rustix::fs::major(dev), rustix::fs::minor(dev)),
-        inode: stat.st_ino,
-    }
+    Key::Inode { dev: (rustix::fs::major(dev), rustix::fs::minor(dev)), inode: stat.st_ino }
 }
 
 /// A descriptor of the client's, duplicated.
@@ -43,21 +40,15 @@ impl MemoryFile for FdFile {
         if !regular || (magic != TMPFS_MAGIC && magic != HUGETLBFS_MAGIC) {
             return Err(FilePinError::NotMemory);
         }
-        let page = if magic == HUGETLBFS_MAGIC {
-            fs.f_bsize as u64
-        } else {
-            PAGE_SIZE
-        };
+        let page = if magic == HUGETLBFS_MAGIC { fs.f_bsize as u64 } else { PAGE_SIZE };
         let size = (stat.st_size as u64).next_multiple_of(page.max(PAGE_SIZE));
         let end = offset.checked_add(len).filter(|&end| end <= size);
         let end = end.ok_or(FilePinError::BeyondEnd)?;
         if len == 0 {
             return Ok(());
         }
-        let segment = || Segment::of_file(self.phys.pid(), self.fd.as_fd(), 0..size);
-        let runs = self
-            .phys
-            .pin_object(key_of(&stat), &(offset..end), false, size, segment);
+        let segment = || Segment::of_file(self.fd.as_fd(), 0..size);
+        let runs = self.phys.pin_object(key_of(&stat), &(offset..end), false, size, segment);
         for phys_run in runs.ok_or(FilePinError::NoMemory)? {
             run(phys_run);
         }

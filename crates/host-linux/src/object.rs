@@ -49,9 +49,7 @@ impl Object {
     }
 
     fn segment(&self, range: &Range<u64>, write: bool) -> Option<&Segment> {
-        self.segments
-            .iter()
-            .find(|segment| segment.covers(range, write))
+        self.segments.iter().find(|segment| segment.covers(range, write))
     }
 
     /// The physical runs of `range`, if all of it has addresses and backing.
@@ -62,10 +60,7 @@ impl Object {
         while at < range.end {
             let (block, pa) = self.block_at(at)?;
             let end = block.end.min(range.end);
-            runs.push(PhysRun {
-                pa: pa + (at - block.start),
-                len: end - at,
-            });
+            runs.push(PhysRun { pa: pa + (at - block.start), len: end - at });
             at = end;
         }
         Some(runs)
@@ -89,11 +84,7 @@ struct Hit<'a> {
 
 impl Table {
     pub(crate) fn new() -> Self {
-        Self {
-            buddy: Buddy::new(),
-            objects: HashMap::new(),
-            by_pa: BTreeMap::new(),
-        }
+        Self { buddy: Buddy::new(), objects: HashMap::new(), by_pa: BTreeMap::new() }
     }
 
     /// Pins `range` of an object that is known in full; `None` if not.
@@ -105,9 +96,7 @@ impl Table {
     ) -> Option<Vec<PhysRun>> {
         let object = self.objects.get(&key)?;
         let runs = object.runs(range, write)?;
-        object
-            .pins
-            .fetch_add((range.end - range.start) / PAGE_SIZE, Ordering::Relaxed);
+        object.pins.fetch_add((range.end - range.start) / PAGE_SIZE, Ordering::Relaxed);
         Some(runs)
     }
 
@@ -144,11 +133,7 @@ impl Table {
             self.by_pa.insert(pa, (order, key, start));
             at = start + (1 << order);
         }
-        let runs = if full {
-            None
-        } else {
-            self.pin_known(key, range, write)
-        };
+        let runs = if full { None } else { self.pin_known(key, range, write) };
         if runs.is_none() {
             self.remove_if_unpinned(key);
         }
@@ -164,10 +149,7 @@ impl Table {
             let len = hit.offsets.end - hit.offsets.start;
             let pages = len.div_ceil(PAGE_SIZE);
             let sub = |pins: u64| Some(pins.saturating_sub(pages));
-            let before = hit
-                .object
-                .pins
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, sub);
+            let before = hit.object.pins.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sub);
             if before.is_ok_and(|pins| pins <= pages) {
                 unpinned.push(hit.key);
             }
@@ -197,16 +179,16 @@ impl Table {
     }
 
     pub(crate) fn write(&self, pa: u64, buf: &[u8]) -> Result<(), Fault> {
-        self.access(pa, buf.len(), true, |segment, offset, part| {
-            segment.write(offset, &buf[part])
-        })
+        self.access(pa, buf.len(), true, |segment, offset, part| segment.write(offset, &buf[part]))
     }
 
     pub(crate) fn pinned_pages(&self) -> u64 {
-        self.objects
-            .values()
-            .map(|object| object.pins.load(Ordering::Relaxed))
-            .sum()
+        self.objects.values().map(|object| object.pins.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Every backing there is.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.objects.values().flat_map(|object| &object.segments)
     }
 
     fn access(
@@ -224,9 +206,7 @@ impl Table {
             let start = hit.offsets.start;
             let usable = |s: &&Segment| s.range.contains(&start) && (s.writable || !write);
             let segments = hit.object.segments.iter().filter(usable);
-            let segment = segments
-                .max_by_key(|s| s.range.end)
-                .ok_or(Fault { va: at })?;
+            let segment = segments.max_by_key(|s| s.range.end).ok_or(Fault { va: at })?;
             let len = segment.range.end.min(hit.offsets.end) - start;
             let from = (at - pa) as usize;
             copy(segment, start, from..from + len as usize)?;
@@ -246,11 +226,7 @@ impl Table {
         }
         let len = (end - pa).min((1 << order) - within);
         let object = self.objects.get(&key)?;
-        Some(Hit {
-            key,
-            object,
-            offsets: start + within..start + within + len,
-        })
+        Some(Hit { key, object, offsets: start + within..start + within + len })
     }
 }
 
@@ -263,10 +239,7 @@ fn free_order(object: &Object, offset: u64, wanted: u32) -> u32 {
         let before = object.blocks.range(..end).next_back();
         before.is_some_and(|(&s, &(o, _))| s + (1 << o) > start)
     };
-    (MIN_ORDER..=wanted)
-        .rev()
-        .find(|&order| !meets(order))
-        .unwrap_or(MIN_ORDER)
+    (MIN_ORDER..=wanted).rev().find(|&order| !meets(order)).unwrap_or(MIN_ORDER)
 }
 
 #[cfg(test)]

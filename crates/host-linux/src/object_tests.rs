@@ -7,10 +7,7 @@ use super::*;
 const OBJECTS: u64 = 3;
 
 fn key(n: u64) -> Key {
-    Key::Inode {
-        dev: (0, 1),
-        inode: n,
-    }
+    Key::Inode { dev: (0, 1), inode: n }
 }
 
 /// A backing that covers everything; these tests never access it.
@@ -89,9 +86,7 @@ proptest! {
 fn a_large_object_is_one_aligned_run() {
     let mut table = Table::new();
     let size = 1 << 34;
-    let runs = table
-        .pin_new(key(1), &(0..size), true, size, Some(anything()))
-        .unwrap();
+    let runs = table.pin_new(key(1), &(0..size), true, size, Some(anything())).unwrap();
     assert_eq!(runs.len(), 1);
     assert_eq!(runs[0].pa % size, 0);
 }
@@ -99,20 +94,6 @@ fn a_large_object_is_one_aligned_run() {
 #[test]
 fn unpinning_what_was_never_pinned_is_harmless() {
     let table = Table::new();
-    assert!(
-        table
-            .unpin(PhysRun {
-                pa: 1 << 48,
-                len: 1 << 30
-            })
-            .is_empty()
-    );
-    assert!(
-        table
-            .unpin(PhysRun {
-                pa: u64::MAX,
-                len: u64::MAX
-            })
-            .is_empty()
-    );
+    assert!(table.unpin(PhysRun { pa: 1 << 48, len: 1 << 30 }).is_empty());
+    assert!(table.unpin(PhysRun { pa: u64::MAX, len: u64::MAX }).is_empty());
 }

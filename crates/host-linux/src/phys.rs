@@ -13,25 +13,21 @@ use crate::fd::PrivateFd;
 use crate::memfile::key_of;
 use crate::object::{Key, Table};
 use crate::segment::Segment;
-use crate::user_copy::{read_process, write_process};
+use crate::user_copy::{own_pid, read_process, write_process};
 
 /// The physical address space of one process's machine.
 pub struct Phys {
-    pid: u32,
     table: Arc<RwLock<Table>>,
 }
 
 impl Phys {
-    pub(crate) fn new(pid: u32) -> Self {
-        Self {
-            pid,
-            table: Arc::new(RwLock::new(Table::new())),
-        }
+    pub(crate) fn new() -> Self {
+        Self { table: Arc::new(RwLock::new(Table::new())) }
     }
 
-    /// The process whose private memory is addressed by its virtual addresses.
-    pub(crate) fn pid(&self) -> u32 {
-        self.pid
+    /// Lets children inherit our mappings, or no longer.
+    pub(crate) fn inherit(&self, inherit: bool) {
+        self.table.read().segments().for_each(|segment| segment.inherit(inherit));
     }
 
     pub(crate) fn pinned_pages(&self) -> u64 {
@@ -61,7 +57,7 @@ impl Phys {
 impl PhysMemory for Phys {
     fn read(&self, pa: u64, buf: &mut [u8]) -> Result<(), BusError> {
         let result = if pa < WINDOW_START {
-            read_process(self.pid, pa, buf)
+            read_process(own_pid(), pa, buf)
         } else {
             self.table.read().read(pa, buf)
         };
@@ -70,7 +66,7 @@ impl PhysMemory for Phys {
 
     fn write(&self, pa: u64, buf: &[u8]) -> Result<(), BusError> {
         let result = if pa < WINDOW_START {
-            write_process(self.pid, pa, buf)
+            write_process(own_pid(), pa, buf)
         } else {
             self.table.read().write(pa, buf)
         };
@@ -85,9 +81,7 @@ impl PhysMemory for Phys {
     }
 
     fn alloc(&self, len: u64) -> Option<Box<dyn PhysAllocation>> {
-        let len = len
-            .checked_next_multiple_of(PAGE_SIZE)
-            .filter(|&len| len != 0)?;
+        let len = len.checked_next_multiple_of(PAGE_SIZE).filter(|&len| len != 0)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create("softiommu", flags).ok()?;
         rustix::fs::ftruncate(&fd, len).ok()?;
@@ -95,7 +89,7 @@ impl PhysMemory for Phys {
         rustix::fs::fcntl_add_seals(&fd, seals).ok()?;
         let key = key_of(&rustix::fs::fstat(&fd).ok()?);
         let fd = PrivateFd::new(fd).ok()?;
-        let segment = || Segment::of_file(self.pid, fd.as_fd(), 0..len);
+        let segment = || Segment::of_file(fd.as_fd(), 0..len);
         let runs = self.pin_object(key, &(0..len), true, len, segment)?;
         let [run] = runs[..] else {
             // Longer than the largest block: not contiguous.
@@ -104,11 +98,7 @@ impl PhysMemory for Phys {
             }
             return None;
         };
-        Some(Box::new(Allocation {
-            run,
-            fd,
-            table: Arc::clone(&self.table),
-        }))
+        Some(Box::new(Allocation { run, fd, table: Arc::clone(&self.table) }))
     }
 }
 

@@ -38,7 +38,8 @@ impl Place {
         }
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: new addresses: the hint is not forced on anybody.
-        let base = unsafe { mmap_anonymous(hint as *mut _, len, ProtFlags::empty(), flags) }.ok()?;
+        let base =
+            unsafe { mmap_anonymous(hint as *mut _, len, ProtFlags::empty(), flags) }.ok()?;
         let place = Self { base: base as usize, len };
         OURS.write().insert(place.base, place.base + len);
         Some(place)

@@ -11,7 +11,7 @@ use crate::local::{pin_inode, pin_range};
 use crate::object::Key;
 use crate::phys::Phys;
 use crate::segment::Segment;
-use crate::user_copy::{read_process, write_process};
+use crate::user_copy::{own_pid, read_process, write_process};
 use crate::vma::{Maps, Vma};
 
 /// Numbers address spaces: process ids are used again, these are not.
@@ -44,27 +44,22 @@ impl RemoteMm {
     }
 
     fn alive_at(&self, va: u64) -> Result<(), Fault> {
-        if self.is_alive() {
-            Ok(())
-        } else {
-            Err(Fault { va })
-        }
+        if self.is_alive() { Ok(()) } else { Err(Fault { va }) }
     }
 
     /// A backing for the file that `vma` maps, best one that outlives the process.
     fn shared_segment(&self, vma: &Vma, write: bool) -> Segment {
-        let own = self.phys.pid();
         let usable = |segment: &Segment| segment.writable || !write;
-        Segment::of_map_file(own, self.pid, vma)
+        Segment::of_map_file(self.pid, vma)
             .filter(usable)
             // What was inherited over fork we usually still map ourselves.
-            .or_else(|| Segment::duplicate(own, &same_file(own, vma)?).filter(usable))
+            .or_else(|| Segment::duplicate(&same_file(vma)?).filter(usable))
             .unwrap_or_else(|| Segment::client(self.pid, &self.maps, vma, vma.offset))
     }
 }
 
 /// A shared mapping of ours of the same part of the file that `theirs` maps.
-fn same_file(own_pid: u32, theirs: &Vma) -> Option<Vma> {
+fn same_file(theirs: &Vma) -> Option<Vma> {
     let end = |vma: &Vma| vma.offset + (vma.range.end - vma.range.start);
     let same = |ours: &Vma| {
         ours.shared
@@ -72,7 +67,7 @@ fn same_file(own_pid: u32, theirs: &Vma) -> Option<Vma> {
             && ours.offset <= theirs.offset
             && end(theirs) <= end(ours)
     };
-    Maps::open(own_pid).ok()?.search(same).ok()
+    Maps::open(own_pid()).ok()?.search(same).ok()
 }
 
 impl Mm for RemoteMm {
@@ -104,17 +99,10 @@ impl Mm for RemoteMm {
                 return Some(Some(pin_inode(&self.phys, vma, range, write, segment)?));
             }
             // Offsets are virtual addresses; one segment reaches all of them.
-            let all = Vma {
-                range: 0..WINDOW_START,
-                writable: true,
-                ..vma.clone()
-            };
+            let all = Vma { range: 0..WINDOW_START, writable: true, ..vma.clone() };
             let segment = || Some(Segment::client(self.pid, &self.maps, &all, 0));
             let key = Key::Private { mm: self.id };
-            Some(Some(
-                self.phys
-                    .pin_object(key, range, write, range.end, segment)?,
-            ))
+            Some(Some(self.phys.pin_object(key, range, write, range.end, segment)?))
         })
     }
 

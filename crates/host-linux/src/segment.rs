@@ -7,10 +7,10 @@ use std::sync::Arc;
 use host::Fault;
 use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
-use rustix::mm::{madvise, mmap, mprotect};
+use rustix::mm::{madvise, mmap, mprotect, mremap_fixed};
 
 use crate::place::Place;
-use crate::user_copy::{read_process, write_process};
+use crate::user_copy::{own_pid, read_process, write_process};
 use crate::vma::{Maps, Vma};
 
 /// A stretch of an object that can be read and perhaps written.
@@ -37,21 +37,19 @@ enum Backing {
 #[derive(Debug)]
 struct Mapping {
     place: Place,
-    /// Our process, to copy through `process_vm_readv`.
-    pid: u32,
     /// The object can never shrink, so plain loads and stores cannot fault.
     sealed: bool,
 }
 
 impl Segment {
     /// A duplicate of the shared mapping `vma` of this process.
-    pub(crate) fn duplicate(pid: u32, vma: &Vma) -> Option<Self> {
+    pub(crate) fn duplicate(vma: &Vma) -> Option<Self> {
         let len = (vma.range.end - vma.range.start) as usize;
         let place = Place::reserve(len)?;
         // SAFETY: an old size of 0 leaves the old mapping alone and makes a new
         // one of the same shared object in place of our own reservation.
         unsafe {
-            rustix::mm::mremap_fixed(
+            mremap_fixed(
                 vma.range.start as *mut _,
                 0,
                 len,
@@ -60,14 +58,14 @@ impl Segment {
             )
         }
         .ok()?;
-        let mapping = Mapping::adopt(place, pid, false);
+        let mapping = Mapping::adopt(place, false);
         let writable = vma.writable || mapping.make_writable();
         let start = vma.offset;
         Some(Self::from_mapping(mapping, start, writable))
     }
 
     /// Our own mapping of the bytes `range` (page-aligned) of `fd`.
-    pub(crate) fn of_file(pid: u32, fd: BorrowedFd<'_>, range: Range<u64>) -> Option<Self> {
+    pub(crate) fn of_file(fd: BorrowedFd<'_>, range: Range<u64>) -> Option<Self> {
         let len = usize::try_from(range.end - range.start).ok()?;
         let place = Place::reserve(len)?;
         let map = |prot| {
@@ -91,21 +89,18 @@ impl Segment {
         let sealed = fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
             && rustix::fs::fstatfs(fd)
                 .is_ok_and(|fs| fs.f_type as u64 == crate::memfile::TMPFS_MAGIC);
-        let mapping = Mapping::adopt(place, pid, sealed);
+        let mapping = Mapping::adopt(place, sealed);
         Some(Self::from_mapping(mapping, range.start, writable))
     }
 
     /// The whole of the file that `/proc/PID/map_files` gives for `vma`; needs
     /// privileges.
-    pub(crate) fn of_map_file(own_pid: u32, pid: u32, vma: &Vma) -> Option<Self> {
-        let path = format!(
-            "/proc/{pid}/map_files/{:x}-{:x}",
-            vma.range.start, vma.range.end
-        );
+    pub(crate) fn of_map_file(pid: u32, vma: &Vma) -> Option<Self> {
+        let path = format!("/proc/{pid}/map_files/{:x}-{:x}", vma.range.start, vma.range.end);
         let open = |flags| rustix::fs::open(&path, flags | OFlags::CLOEXEC, Mode::empty());
         let fd = open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY)).ok()?;
         let end = vma.offset + (vma.range.end - vma.range.start);
-        Self::of_file(own_pid, fd.as_fd(), vma.offset..end)
+        Self::of_file(fd.as_fd(), vma.offset..end)
     }
 
     /// The client's mapping `vma` itself.
@@ -113,11 +108,16 @@ impl Segment {
         Self {
             range: offset..offset + (vma.range.end - vma.range.start),
             writable: vma.writable,
-            backing: Backing::Client {
-                pid,
-                maps: Arc::clone(maps),
-                va: vma.range.start,
-            },
+            backing: Backing::Client { pid, maps: Arc::clone(maps), va: vma.range.start },
+        }
+    }
+
+    /// Lets children inherit our mapping, or no longer.
+    pub(crate) fn inherit(&self, inherit: bool) {
+        if let Backing::Mapping(mapping) = &self.backing {
+            let advice = if inherit { Advice::LinuxDoFork } else { Advice::LinuxDontFork };
+            // SAFETY: our own mapping.
+            let _ = unsafe { madvise(mapping.place.base() as *mut _, mapping.place.len(), advice) };
         }
     }
 
@@ -145,14 +145,12 @@ impl Segment {
                 Ok(())
             }
             Backing::Mapping(mapping) => {
-                read_process(mapping.pid, mapping.place.base() as u64 + delta, buf)
+                read_process(own_pid(), mapping.place.base() as u64 + delta, buf)
             }
             Backing::Client { pid, maps, va } => {
                 read_process(*pid, va + delta, buf)?;
                 // The process may have become another one meanwhile.
-                maps.is_alive()
-                    .then_some(())
-                    .ok_or(Fault { va: va + delta })
+                maps.is_alive().then_some(()).ok_or(Fault { va: va + delta })
             }
         }
     }
@@ -168,7 +166,7 @@ impl Segment {
                 Ok(())
             }
             Backing::Mapping(mapping) => {
-                write_process(mapping.pid, mapping.place.base() as u64 + delta, buf)
+                write_process(own_pid(), mapping.place.base() as u64 + delta, buf)
             }
             Backing::Client { pid, maps, va } => {
                 if !maps.is_alive() {
@@ -192,12 +190,8 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: as promised by the caller; alignment was just checked.
     unsafe {
         match len {
-            8 if aligned(8) => to
-                .cast::<u64>()
-                .write_volatile(from.cast::<u64>().read_volatile()),
-            4 if aligned(4) => to
-                .cast::<u32>()
-                .write_volatile(from.cast::<u32>().read_volatile()),
+            8 if aligned(8) => to.cast::<u64>().write_volatile(from.cast::<u64>().read_volatile()),
+            4 if aligned(4) => to.cast::<u32>().write_volatile(from.cast::<u32>().read_volatile()),
             _ => std::ptr::copy(from, to, len),
         }
     }
@@ -206,15 +200,21 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 impl Mapping {
     /// Takes over a mapping just made. It stays out of forked children: they
     /// would keep the object alive.
-    fn adopt(place: Place, pid: u32, sealed: bool) -> Self {
+    fn adopt(place: Place, sealed: bool) -> Self {
         // SAFETY: our own mapping; no child of ours uses it.
         let _ = unsafe { madvise(place.base() as *mut _, place.len(), Advice::LinuxDontFork) };
-        Self { place, pid, sealed }
+        Self { place, sealed }
     }
 
     fn make_writable(&self) -> bool {
-        let flags = MprotectFlags::READ | MprotectFlags::WRITE;
         // SAFETY: our own mapping, to which no reference exists.
-        unsafe { mprotect(self.place.base() as *mut _, self.place.len(), flags) }.is_ok()
+        unsafe {
+            mprotect(
+                self.place.base() as *mut _,
+                self.place.len(),
+                MprotectFlags::READ | MprotectFlags::WRITE,
+            )
+        }
+        .is_ok()
     }
 }

@@ -1,12 +1,27 @@
 //! Copies between our memory and a client's, without ever raising a signal.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use host::Fault;
 
 thread_local! {
     /// The calling thread's stack, `(lowest, end)`; `end` is 0 until asked for.
     static STACK: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// This process, as [`crate::Host`] last saw it.
+static OWN_PID: AtomicU32 = AtomicU32::new(0);
+
+/// Notes which process this is.
+pub(crate) fn set_own_pid() {
+    OWN_PID.store(std::process::id(), Ordering::Relaxed);
+}
+
+/// This process.
+#[inline]
+pub(crate) fn own_pid() -> u32 {
+    OWN_PID.load(Ordering::Relaxed)
 }
 
 /// Whether `[va, va + len)` lies between the caller's frame and the end of its
@@ -44,26 +59,26 @@ fn stack_bounds() -> (usize, usize) {
 
 /// Reads our own process's memory at `va`.
 #[inline]
-pub(crate) fn from_self(pid: u32, va: u64, buf: &mut [u8]) -> Result<(), Fault> {
+pub(crate) fn from_self(va: u64, buf: &mut [u8]) -> Result<(), Fault> {
     if on_stack(va as usize, buf.len()) {
         // SAFETY: the source lies on the calling thread's stack, above this
         // frame, so it is mapped; `copy` allows that the two overlap.
         unsafe { std::ptr::copy(va as *const u8, buf.as_mut_ptr(), buf.len()) };
         return Ok(());
     }
-    read_process(pid, va, buf)
+    read_process(own_pid(), va, buf)
 }
 
 /// Writes our own process's memory at `va`.
 #[inline]
-pub(crate) fn to_self(pid: u32, va: u64, buf: &[u8]) -> Result<(), Fault> {
+pub(crate) fn to_self(va: u64, buf: &[u8]) -> Result<(), Fault> {
     if on_stack(va as usize, buf.len()) {
         // SAFETY: as in `from_self`; the caller handed the kernel, that is us,
         // this memory to write to.
         unsafe { std::ptr::copy(buf.as_ptr(), va as *mut u8, buf.len()) };
         return Ok(());
     }
-    write_process(pid, va, buf)
+    write_process(own_pid(), va, buf)
 }
 
 /// Reads memory of the process `pid`, all of it or a fault.
@@ -107,8 +122,5 @@ pub(crate) fn write_process(pid: u32, va: u64, buf: &[u8]) -> Result<(), Fault> 
 }
 
 fn iovec(base: usize, len: usize) -> libc::iovec {
-    libc::iovec {
-        iov_base: base as *mut libc::c_void,
-        iov_len: len,
-    }
+    libc::iovec { iov_base: base as *mut libc::c_void, iov_len: len }
 }

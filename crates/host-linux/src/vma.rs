@@ -80,20 +80,13 @@ impl Maps {
         for line in lines(&path)? {
             let line = line?;
             let name = line.split_ascii_whitespace().nth(5).unwrap_or("");
-            if ["[vvar", "[vdso", "[vsyscall"]
-                .iter()
-                .any(|prefix| name.starts_with(prefix))
+            if ["[vvar", "[vdso", "[vsyscall"].iter().any(|prefix| name.starts_with(prefix))
                 && let Some(vma) = parse(&line)
             {
                 special.push(vma.range);
             }
         }
-        Ok(Self {
-            fd: PrivateFd::new(open(&path)?)?,
-            path,
-            parse: AtomicBool::new(false),
-            special,
-        })
+        Ok(Self { fd: PrivateFd::new(open(&path)?)?, path, parse: AtomicBool::new(false), special })
     }
 
     /// The mapping that holds `va`: one system call.
@@ -156,11 +149,7 @@ impl Maps {
 }
 
 fn open(path: &str) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(
-        path,
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?)
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 fn lines(path: &str) -> io::Result<io::Lines<BufReader<File>>> {

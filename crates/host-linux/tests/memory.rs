@@ -51,13 +51,8 @@ impl Map {
 
     fn unmap_page(&self, page: u64) {
         // SAFETY: a page of this mapping.
-        unsafe {
-            munmap(
-                self.at.add((page * PAGE_SIZE) as usize).cast(),
-                PAGE_SIZE as usize,
-            )
-        }
-        .unwrap();
+        unsafe { munmap(self.at.add((page * PAGE_SIZE) as usize).cast(), PAGE_SIZE as usize) }
+            .unwrap();
     }
 }
 
@@ -71,10 +66,7 @@ impl Drop for Map {
 fn pin(mm: &Arc<dyn Mm>, va: u64, pages: u64, access: Access) -> Result<Vec<PhysRun>, Fault> {
     let mut runs = Vec::new();
     mm.pin(va, pages * PAGE_SIZE, access, &mut |run| runs.push(run))?;
-    assert_eq!(
-        runs.iter().map(|run| run.len).sum::<u64>(),
-        pages * PAGE_SIZE
-    );
+    assert_eq!(runs.iter().map(|run| run.len).sum::<u64>(), pages * PAGE_SIZE);
     Ok(runs)
 }
 
@@ -112,13 +104,7 @@ fn private_memory_is_its_own_address() {
     let host = Host::new().unwrap();
     let map = Map::anonymous(3, MapFlags::PRIVATE);
     let runs = pin(host.local_mm(), map.va(), 3, Access::Write).unwrap();
-    assert_eq!(
-        runs,
-        [PhysRun {
-            pa: map.va(),
-            len: 3 * PAGE_SIZE
-        }]
-    );
+    assert_eq!(runs, [PhysRun { pa: map.va(), len: 3 * PAGE_SIZE }]);
     map.put(5, b"hello");
     assert_eq!(&read(&host, map.va() + 5).unwrap(), b"hello");
     host.phys().write(map.va() + 4094, b"across").unwrap();
@@ -146,23 +132,16 @@ fn what_cannot_be_pinned() {
     // SAFETY: as above.
     unsafe { mprotect(page.at.cast(), PAGE_SIZE as usize, MprotectFlags::empty()) }.unwrap();
     assert!(pin(mm, page.va(), 1, Access::Read).is_err(), "no access");
-    for (va, pages) in [
-        (0, 1),
-        (1 << 46, 1),
-        (1 << 47, 1),
-        (u64::MAX - 4095, 1),
-        (1 << 12, 1 << 51),
-    ] {
+    for (va, pages) in
+        [(0, 1), (1 << 46, 1), (1 << 47, 1), (u64::MAX - 4095, 1), (1 << 12, 1 << 51)]
+    {
         assert!(pin(mm, va, pages, Access::Read).is_err(), "{va:#x}");
     }
     let small = memfd(1);
     for flags in [MapFlags::SHARED, MapFlags::PRIVATE] {
         let beyond = Map::file(&small, 0, 2, BOTH, flags);
         assert!(pin(mm, beyond.va(), 1, Access::Write).is_ok());
-        assert!(
-            pin(mm, beyond.va(), 2, Access::Write).is_err(),
-            "beyond the file"
-        );
+        assert!(pin(mm, beyond.va(), 2, Access::Write).is_err(), "beyond the file");
     }
 }
 
@@ -175,18 +154,13 @@ fn two_views_of_a_page_have_one_address() {
     let through_part = pin(host.local_mm(), part.va(), 3, Access::Read).unwrap();
     let through_whole = pin(host.local_mm(), whole.va(), 8, Access::Write).unwrap();
     let through_fd = pin_file(&host, &fd, 4 * PAGE_SIZE, 4).unwrap();
-    assert_eq!(
-        (through_whole.len(), through_part.len(), through_fd.len()),
-        (1, 1, 1)
-    );
+    assert_eq!((through_whole.len(), through_part.len(), through_fd.len()), (1, 1, 1));
     let base = through_whole[0].pa;
     assert_eq!(base % (2 << 20), 0, "huge leaves fit");
     assert_eq!(through_part[0].pa, base + 2 * PAGE_SIZE);
     assert_eq!(through_fd[0].pa, base + 4 * PAGE_SIZE);
     assert_eq!(host.pinned_object_pages(), 15);
-    host.phys()
-        .write(base + 4 * PAGE_SIZE - 2, b"word")
-        .unwrap();
+    host.phys().write(base + 4 * PAGE_SIZE - 2, b"word").unwrap();
     assert_eq!(&part.get(2 * PAGE_SIZE as usize - 2), b"word");
     let copy = Map::file(&fd, 0, 8, BOTH, MapFlags::PRIVATE);
     let private = pin(host.local_mm(), copy.va(), 1, Access::Write).unwrap();
@@ -201,10 +175,9 @@ fn two_views_of_a_page_have_one_address() {
 #[test]
 fn pinned_pages_outlive_the_mapping() {
     let host = Host::new().unwrap();
-    for map in [
-        Map::anonymous(2, MapFlags::SHARED),
-        Map::file(memfd(2), 0, 2, BOTH, MapFlags::SHARED),
-    ] {
+    for map in
+        [Map::anonymous(2, MapFlags::SHARED), Map::file(memfd(2), 0, 2, BOTH, MapFlags::SHARED)]
+    {
         map.put(PAGE_SIZE as usize, b"kept");
         let runs = pin(host.local_mm(), map.va(), 2, Access::Write).unwrap();
         drop(map);
@@ -213,10 +186,7 @@ fn pinned_pages_outlive_the_mapping() {
         host.phys().write(pa, b"more").unwrap();
         assert_eq!(&read(&host, pa).unwrap(), b"more");
         // In parts, as an unmap of a part gives them back.
-        host.phys().unpin(PhysRun {
-            pa: runs[0].pa,
-            len: PAGE_SIZE,
-        });
+        host.phys().unpin(PhysRun { pa: runs[0].pa, len: PAGE_SIZE });
         assert_eq!(&read(&host, pa).unwrap(), b"more");
         host.phys().unpin(PhysRun { pa, len: PAGE_SIZE });
         assert_eq!(read::<1>(&host, pa), None);
@@ -238,9 +208,7 @@ fn truncation_aborts() {
     ftruncate(&fd, 8 << 20).unwrap();
     let grown = pin_file(&host, &fd, 0, 2048).unwrap();
     assert_eq!(grown[0].pa, pa, "known pages keep their address");
-    host.phys()
-        .write(grown.last().unwrap().pa, b"grown")
-        .unwrap();
+    host.phys().write(grown.last().unwrap().pa, b"grown").unwrap();
     unpin(&host, grown);
     unpin(&host, runs);
 }
@@ -254,10 +222,7 @@ fn other_files_hold_no_memory() {
     for fd in [pipe, null, exe] {
         assert_eq!(pin_file(&host, &fd, 0, 1), Err(FilePinError::NotMemory));
     }
-    assert_eq!(
-        pin_file(&host, &memfd(1), u64::MAX - 4095, 1),
-        Err(FilePinError::BeyondEnd)
-    );
+    assert_eq!(pin_file(&host, &memfd(1), u64::MAX - 4095, 1), Err(FilePinError::BeyondEnd));
 }
 
 #[test]
@@ -290,14 +255,11 @@ fn copies_fault_instead_of_crashing() {
     let mut on_stack = *b"stack";
     let on_heap = b"heap!".to_vec();
     let mut buf = [0; 5];
-    mm.copy_from_user(on_stack.as_ptr() as u64, &mut buf)
-        .unwrap();
+    mm.copy_from_user(on_stack.as_ptr() as u64, &mut buf).unwrap();
     assert_eq!(&buf, b"stack");
-    mm.copy_to_user(on_stack.as_mut_ptr() as u64, b"STACK")
-        .unwrap();
+    mm.copy_to_user(on_stack.as_mut_ptr() as u64, b"STACK").unwrap();
     assert_eq!(&std::hint::black_box(on_stack), b"STACK");
-    mm.copy_from_user(on_heap.as_ptr() as u64, &mut buf)
-        .unwrap();
+    mm.copy_from_user(on_heap.as_ptr() as u64, &mut buf).unwrap();
     assert_eq!(&buf, b"heap!");
     for va in [0, 1, 1 << 46, u64::MAX - 2, u64::MAX] {
         assert!(mm.copy_from_user(va, &mut buf).is_err(), "{va:#x}");
@@ -326,18 +288,11 @@ impl Child {
             unsafe {
                 libc::close(std::os::fd::AsRawFd::as_raw_fd(&stop));
                 let mut byte = 0_u8;
-                libc::read(
-                    std::os::fd::AsRawFd::as_raw_fd(&wait),
-                    (&raw mut byte).cast(),
-                    1,
-                );
+                libc::read(std::os::fd::AsRawFd::as_raw_fd(&wait), (&raw mut byte).cast(), 1);
                 libc::_exit(0);
             }
         }
-        Self {
-            pid,
-            stop: Some(stop),
-        }
+        Self { pid, stop: Some(stop) }
     }
 
     fn end(&mut self) {
@@ -378,28 +333,16 @@ fn a_childs_memory() {
     assert_eq!(&read(&host, copy[0].pa).unwrap(), b"before");
     assert!(pin(&mm, 1 << 46, 1, Access::Read).is_err());
 
-    mm.counters()
-        .pinned_vm
-        .store(9, std::sync::atomic::Ordering::Relaxed);
+    mm.counters().pinned_vm.store(9, std::sync::atomic::Ordering::Relaxed);
     let again = host.mm_of(child.pid as u32).unwrap();
-    assert_eq!(
-        again
-            .counters()
-            .pinned_vm
-            .load(std::sync::atomic::Ordering::Relaxed),
-        9
-    );
+    assert_eq!(again.counters().pinned_vm.load(std::sync::atomic::Ordering::Relaxed), 9);
     assert!(host.known_mm(child.pid as u32).is_some());
     assert!(host.known_mm(1).is_none());
 
     child.end();
     unpin(&host, ours);
     drop(shared);
-    assert_eq!(
-        &read(&host, theirs[0].pa).unwrap(),
-        b"shared",
-        "outlives the child"
-    );
+    assert_eq!(&read(&host, theirs[0].pa).unwrap(), b"shared", "outlives the child");
     assert_eq!(read::<1>(&host, copy[0].pa), None, "went with the child");
     assert!(pin(&mm, private.va(), 1, Access::Read).is_err());
     assert!(mm.copy_from_user(private.va(), &mut buf).is_err());

@@ -43,10 +43,7 @@ impl Identity {
             FileMode::CharDevice { major, minor } => Some((major, minor)),
             FileMode::AnonInode(_) => None,
         };
-        Self {
-            device,
-            name: file.name.clone(),
-        }
+        Self { device, name: file.name.clone() }
     }
 }
 
@@ -93,10 +90,7 @@ pub(crate) fn mmap(fd: RawFd, request: MmapRequest) -> Result<MmapBacking, Errno
     let result = match server(fd)? {
         Server::Here(file, task) => file.file.mmap(&task, request).map(|backing| {
             // A mapping keeps its file open.
-            MmapBacking {
-                guard: Box::new((backing.guard, file)),
-                ..backing
-            }
+            MmapBacking { guard: Box::new((backing.guard, file)), ..backing }
         }),
         Server::Elsewhere => client::mmap(fd, request),
     };

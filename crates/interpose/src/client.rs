@@ -41,12 +41,7 @@ struct Answer {
 fn call(route: RawFd, request: &Message) -> Result<Answer, Gone> {
     // SAFETY: a descriptor of this process, open during the call.
     let route = unsafe { BorrowedFd::borrow_raw(route) };
-    let pair = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    );
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (socket, theirs) = pair.map_err(|_| Gone)?;
     permit_access(route);
     // A reader's end goes along: the server empties it when nothing is left to read.
@@ -56,10 +51,7 @@ fn call(route: RawFd, request: &Message) -> Result<Answer, Gone> {
     loop {
         let (message, mut fds) = receive(&socket).ok_or(Gone)?;
         let number = match message.tag {
-            Tag::Install => match fds
-                .pop()
-                .ok_or(Gone)
-                .map(|fd| accept(fd, message.words[0] != 0))
+            Tag::Install => match fds.pop().ok_or(Gone).map(|fd| accept(fd, message.words[0] != 0))
             {
                 Ok(Ok(fd)) => i64::from(fd),
                 Ok(Err(e)) => -i64::from(e.raw_os_error()),
@@ -68,11 +60,7 @@ fn call(route: RawFd, request: &Message) -> Result<Answer, Gone> {
             },
             Tag::Uninstall => i64::from(close(message.words[0] as RawFd)),
             _ => {
-                return Ok(Answer {
-                    message,
-                    fd: fds.pop(),
-                    socket,
-                });
+                return Ok(Answer { message, fd: fds.pop(), socket });
             }
         };
         let number = Message::new(Tag::Number, &[number as u64]);
@@ -132,13 +120,7 @@ pub(crate) fn transfer(
     len: usize,
     pos: Option<u64>,
 ) -> Result<usize, Errno> {
-    let words = [
-        tid(),
-        buf,
-        len as u64,
-        u64::from(pos.is_some()),
-        pos.unwrap_or(0),
-    ];
+    let words = [tid(), buf, len as u64, u64::from(pos.is_some()), pos.unwrap_or(0)];
     Ok(number(&call(fd, &Message::new(tag, &words))?)? as usize)
 }
 
@@ -154,10 +136,7 @@ pub(crate) fn identity(fd: RawFd) -> Result<Identity, Errno> {
 
 pub(crate) fn mmap(fd: RawFd, request: MmapRequest) -> Result<MmapBacking, Errno> {
     let bits = [request.read, request.write, request.exec, request.shared];
-    let bits = bits
-        .iter()
-        .rev()
-        .fold(0, |all, &bit| all << 1 | u64::from(bit));
+    let bits = bits.iter().rev().fold(0, |all, &bit| all << 1 | u64::from(bit));
     let request = Message::new(Tag::Mmap, &[tid(), request.offset, request.len, bits]);
     let answer = call(fd, &request)?;
     let offset = number(&answer)?;
@@ -165,11 +144,7 @@ pub(crate) fn mmap(fd: RawFd, request: MmapRequest) -> Result<MmapBacking, Errno
     // The server keeps its guard until this end of the call closes.
     let socket = PrivateFd::new(answer.socket).map_err(|_| Errno::MFILE)?;
     let guard: Box<dyn Any + Send + Sync> = Box::new(socket);
-    Ok(MmapBacking {
-        fd: backing,
-        offset,
-        guard,
-    })
+    Ok(MmapBacking { fd: backing, offset, guard })
 }
 
 /// Opens a path of the server's; `Ok(None)` if it is the kernel's after all.

@@ -4,16 +4,14 @@
 //! one moment; it is leaked, never dropped, and the child reaches the real one
 //! through its descriptors.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 use host_linux::{PrivateFd, close_private_fds};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
-use crate::handle::pair;
+use crate::mappings;
 use crate::process::{Process, existing, replace};
 use crate::table::Slab;
-use crate::{mappings, server};
 
 /// A page that reads as zeros in a child: how a fork that ran no handler (a bare
 /// `clone` system call) is noticed.
@@ -54,15 +52,6 @@ pub(crate) fn unnoticed() -> bool {
 
 extern "C" fn prepare() {
     let Some(process) = existing() else { return };
-    if process.built_paths().is_some() && process.control.get().is_none() {
-        // Children may open our paths even if they inherit no file of ours.
-        let pair = pair()
-            .ok()
-            .and_then(|(client, end, _)| Some((PrivateFd::new(client).ok()?, end)));
-        if let Some((client, end)) = pair {
-            let _ = process.control.set((client, Arc::new(end)));
-        }
-    }
     // The child must find the tables in one piece.
     std::mem::forget(process.slab.write());
     mappings::lock();
@@ -74,22 +63,6 @@ extern "C" fn parent() {
     unsafe { mappings::unlock() };
     // SAFETY: locked by `prepare`, on this thread.
     unsafe { process.slab.force_unlock_write() };
-    if process.control.get().is_none() && process.slab.read().is_empty() {
-        return;
-    }
-    let Ok(epoll) = server::start(process) else {
-        return;
-    };
-    if let Some((_, end)) = process.control.get() {
-        end.watch(epoll, server::CONTROL);
-    }
-    let mut slab = process.slab.write();
-    slab.share_all();
-    for handle in slab.iter() {
-        if let Some(file) = &handle.file {
-            file.end.watch(epoll, handle.id.0);
-        }
-    }
 }
 
 extern "C" fn child() {
@@ -114,11 +87,7 @@ pub(crate) fn become_child(prepared: bool) -> &'static Process {
         Slab::default()
     };
     let mut process = Process::new(slab);
-    let route = parent
-        .control
-        .get()
-        .map(|(client, _)| client)
-        .or(parent.owner.as_ref());
+    let route = parent.control.get().map(|(client, _)| client).or(parent.owner.as_ref());
     let route = route.map(std::os::fd::AsRawFd::as_raw_fd);
     close_private_fds(route.as_slice());
     process.owner = route.and_then(PrivateFd::adopt);

@@ -35,9 +35,7 @@ impl Id {
     pub(crate) fn of(fd: impl AsFd) -> Option<Self> {
         let address = SocketAddrUnix::try_from(getpeername(fd).ok()??).ok()?;
         let name = std::str::from_utf8(address.abstract_name()?).ok()?;
-        let digits = name
-            .strip_prefix(PREFIX)
-            .filter(|digits| digits.len() == 16)?;
+        let digits = name.strip_prefix(PREFIX).filter(|digits| digits.len() == 16)?;
         u64::from_str_radix(digits, 16).ok().map(Self)
     }
 }
@@ -54,44 +52,26 @@ pub(crate) struct ServerEnd {
 
 /// A new pair: the client's end (close-on-exec), ours and its name.
 pub(crate) fn pair() -> Result<(OwnedFd, ServerEnd, Id), Errno> {
-    let (client, server) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let (client, server) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let id = loop {
         let id = Id::random()?;
         let name = format!("{PREFIX}{:016x}", id.0);
-        match bind(
-            &server,
-            &SocketAddrUnix::new_abstract_name(name.as_bytes())?,
-        ) {
+        match bind(&server, &SocketAddrUnix::new_abstract_name(name.as_bytes())?) {
             Ok(()) => break id,
             Err(Errno::ADDRINUSE) => {}
             Err(e) => return Err(e),
         }
     };
     let fd = PrivateFd::new(server).map_err(|_| Errno::MFILE)?;
-    Ok((
-        client,
-        ServerEnd {
-            fd,
-            armed: Mutex::new(false),
-            watcher: OnceLock::new(),
-        },
-        id,
-    ))
+    Ok((client, ServerEnd { fd, armed: Mutex::new(false), watcher: OnceLock::new() }, id))
 }
 
 impl ServerEnd {
     /// Whether the last copy of the client's end is closed.
     pub(crate) fn hung_up(&self) -> bool {
         let mut fds = [PollFd::new(&self.fd, PollFlags::empty())];
-        let now = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0) && fds[0].revents().contains(PollFlags::HUP)
     }
 

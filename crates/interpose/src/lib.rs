@@ -52,7 +52,8 @@ pub fn install(
     make: impl Fn(&Arc<Host>) -> PathTable + Send + Sync + 'static,
 ) -> Result<(), AlreadyInstalled> {
     let make = Box::new(make);
-    process::CONFIG
-        .set(process::Config { prefixes, make })
-        .map_err(|_| AlreadyInstalled)
+    process::CONFIG.set(process::Config { prefixes, make }).map_err(|_| AlreadyInstalled)?;
+    // Descriptors inherited over exec.
+    process::current().scan();
+    Ok(())
 }

@@ -52,15 +52,9 @@ pub(crate) fn moved(old: usize, old_len: usize, new: usize, new_len: usize) {
     let mut mappings = MAPPINGS.lock();
     let old_end = old.saturating_add(page_up(old_len));
     let below = mappings.range(..=old).next_back();
-    let guard = below
-        .filter(|(_, (end, _))| *end > old)
-        .map(|(_, (_, guard))| Arc::clone(guard));
+    let guard = below.filter(|(_, (end, _))| *end > old).map(|(_, (_, guard))| Arc::clone(guard));
     // An old length of 0 duplicates a shared mapping.
-    let mut released = if old_len == 0 {
-        Vec::new()
-    } else {
-        cut(&mut mappings, old, old_end)
-    };
+    let mut released = if old_len == 0 { Vec::new() } else { cut(&mut mappings, old, old_end) };
     let new_end = new.saturating_add(page_up(new_len));
     released.extend(cut(&mut mappings, new, new_end));
     if let Some(guard) = guard {
@@ -99,12 +93,8 @@ pub(crate) unsafe fn forget() {
 /// Cuts `[start, end)` out of all mappings; the guards that lost something.
 fn cut(mappings: &mut BTreeMap<usize, (usize, Guard)>, start: usize, end: usize) -> Vec<Guard> {
     let meets = |met: &(&usize, &(usize, Guard))| *met.0 < end && met.1.0 > start;
-    let met: Vec<usize> = mappings
-        .range(..end)
-        .rev()
-        .take_while(meets)
-        .map(|(&first, _)| first)
-        .collect();
+    let met: Vec<usize> =
+        mappings.range(..end).rev().take_while(meets).map(|(&first, _)| first).collect();
     let mut lost = Vec::new();
     for first in met {
         let Some((last, guard)) = mappings.remove(&first) else {

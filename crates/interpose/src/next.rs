@@ -151,8 +151,6 @@ next! {
 
     fn recvmsg(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t = SYS_recvmsg[fd, msg, flags];
     fn recvmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int, timeout: *mut libc::timespec) -> c_int = SYS_recvmmsg[fd, msgs, n, flags, timeout];
-    fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t = SYS_sendmsg[fd, msg, flags];
-    fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int) -> c_int = SYS_sendmmsg[fd, msgs, n, flags];
 
     fn capset(header: *mut c_void, data: *const c_void) -> c_int = SYS_capset[header, data];
     fn setuid(uid: c_uint) -> c_int = SYS_setuid[uid];

@@ -30,11 +30,7 @@ pub(crate) unsafe fn candidate<'a>(path: *const c_char) -> Option<&'a str> {
         && (begins_like(path, config.prefixes.build)
             || begins_like(path, config.prefixes.if_built))
         && !Inside::now();
-    if ours {
-        std::str::from_utf8(path).ok()
-    } else {
-        None
-    }
+    if ours { std::str::from_utf8(path).ok() } else { None }
 }
 
 /// Who answers for a path of ours.

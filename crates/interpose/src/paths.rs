@@ -28,10 +28,7 @@ pub struct Captures(Vec<(String, String)>);
 impl Captures {
     /// What `{name}` stood for.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, value)| &**value)
+        self.0.iter().find(|(n, _)| n == name).map(|(_, value)| &**value)
     }
 
     /// What `{pid}` stood for. `self` has become a number before.
@@ -63,9 +60,7 @@ impl PathTable {
 
     /// What `path` leads to.
     pub fn find(&self, path: &str) -> Option<(&Node, Captures)> {
-        self.entries
-            .iter()
-            .find_map(|(pattern, node)| Some((node, matches(pattern, path)?)))
+        self.entries.iter().find_map(|(pattern, node)| Some((node, matches(pattern, path)?)))
     }
 }
 
@@ -74,10 +69,7 @@ fn matches(pattern: &str, path: &str) -> Option<Captures> {
     let mut parts = path.split('/');
     for wanted in pattern.split('/') {
         let part = parts.next()?;
-        match wanted
-            .strip_prefix('{')
-            .and_then(|rest| rest.strip_suffix('}'))
-        {
+        match wanted.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
             Some(_) if part.is_empty() => return None,
             Some("pid") if !part.bytes().all(|b| b.is_ascii_digit()) => return None,
             Some(name) => captures.0.push((name.into(), part.into())),
@@ -100,17 +92,12 @@ pub struct Prefixes {
 
 /// Whether `path` begins like one of `prefixes`.
 pub(crate) fn begins_like(path: &[u8], prefixes: &[&str]) -> bool {
-    prefixes
-        .iter()
-        .any(|prefix| path.starts_with(prefix.as_bytes()))
+    prefixes.iter().any(|prefix| path.starts_with(prefix.as_bytes()))
 }
 
 /// `path` with `/proc/self` and `/proc/thread-self` spelt out.
 pub(crate) fn spell_out_self(path: &str, pid: u32, tid: impl FnOnce() -> u32) -> String {
-    let rest = |prefix| {
-        path.strip_prefix(prefix)
-            .filter(|rest: &&str| rest.starts_with('/'))
-    };
+    let rest = |prefix| path.strip_prefix(prefix).filter(|rest: &&str| rest.starts_with('/'));
     if let Some(rest) = rest("/proc/self") {
         format!("/proc/{pid}{rest}")
     } else if let Some(rest) = rest("/proc/thread-self") {
@@ -130,33 +117,20 @@ mod tests {
 
     fn find(table: &PathTable, path: &str) -> Option<(Vec<u8>, Captures)> {
         let (node, captures) = table.find(path)?;
-        let Node::Text(content) = node else {
-            panic!("only text here")
-        };
+        let Node::Text(content) = node else { panic!("only text here") };
         Some((content(&captures)?, captures))
     }
 
     #[test]
     fn placeholders_match_one_segment() {
         let mut table = PathTable::new();
-        table
-            .add("/proc/{pid}/status", text("status"))
-            .add("/dev/x/{name}", text("x"));
+        table.add("/proc/{pid}/status", text("status")).add("/dev/x/{name}", text("x"));
         let (content, captures) = find(&table, "/proc/42/status").unwrap();
-        assert_eq!(
-            (content.as_slice(), captures.pid()),
-            (b"status".as_slice(), Some(42))
-        );
+        assert_eq!((content.as_slice(), captures.pid()), (b"status".as_slice(), Some(42)));
         assert_eq!(find(&table, "/dev/x/y").unwrap().1.get("name"), Some("y"));
-        for other in [
-            "/proc/sys/status",
-            "/proc/42/status/",
-            "/proc/42",
-            "/dev/x/",
-            "/dev/x/y/z",
-            "",
-            "/",
-        ] {
+        for other in
+            ["/proc/sys/status", "/proc/42/status/", "/proc/42", "/dev/x/", "/dev/x/y/z", "", "/"]
+        {
             assert!(find(&table, other).is_none(), "{other}");
         }
     }
@@ -164,23 +138,15 @@ mod tests {
     #[test]
     fn the_first_entry_wins() {
         let mut table = PathTable::new();
-        table
-            .add("/a/b", text("exact"))
-            .add("/a/{any}", text("pattern"));
+        table.add("/a/b", text("exact")).add("/a/{any}", text("pattern"));
         assert_eq!(find(&table, "/a/b").unwrap().0, b"exact");
         assert_eq!(find(&table, "/a/c").unwrap().0, b"pattern");
     }
 
     #[test]
     fn self_is_a_number() {
-        assert_eq!(
-            spell_out_self("/proc/self/status", 7, || 8),
-            "/proc/7/status"
-        );
-        assert_eq!(
-            spell_out_self("/proc/thread-self/status", 7, || 8),
-            "/proc/7/task/8/status"
-        );
+        assert_eq!(spell_out_self("/proc/self/status", 7, || 8), "/proc/7/status");
+        assert_eq!(spell_out_self("/proc/thread-self/status", 7, || 8), "/proc/7/task/8/status");
         assert_eq!(spell_out_self("/proc/selfish", 7, || 8), "/proc/selfish");
     }
 }

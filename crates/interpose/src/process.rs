@@ -53,8 +53,8 @@ pub(crate) enum Behind {
 }
 
 /// Which process knows what is behind a path.
-pub(crate) enum Machine<'a> {
-    Here(&'a PathTable),
+pub(crate) enum Machine {
+    Here(&'static PathTable),
     /// Another one, reached through this descriptor.
     Owner(RawFd),
 }
@@ -170,15 +170,17 @@ impl Process {
     /// Where `path` is looked up: in this process's machine, in its parent's if
     /// that has one, or in one built now, if `build`. `None`: there is no machine,
     /// so the path is the kernel's.
-    pub(crate) fn machine(&self, config: &Config, path: &str, build: bool) -> Option<Machine<'_>> {
+    pub(crate) fn machine(
+        &'static self,
+        config: &Config,
+        path: &str,
+        build: bool,
+    ) -> Option<Machine> {
         if let Some(paths) = self.paths.get() {
             return Some(Machine::Here(paths));
         }
         if let Some(route) = self.route() {
-            if self
-                .owner_paths
-                .is_some_and(|paths| paths.find(path).is_none())
-            {
+            if self.owner_paths.is_some_and(|paths| paths.find(path).is_none()) {
                 return None;
             }
             return Some(Machine::Owner(route));
@@ -187,10 +189,27 @@ impl Process {
             return None;
         }
         let host = self.host().ok()?;
-        Some(Machine::Here(self.paths.get_or_init(|| {
+        let paths = self.paths.get_or_init(|| {
             let _inside = Inside::enter();
             (config.make)(host)
-        })))
+        });
+        self.expect_children();
+        Some(Machine::Here(paths))
+    }
+
+    /// Children may open our paths even if they inherit no file of ours.
+    fn expect_children(&'static self) {
+        let Ok(epoll) = server::start(self) else {
+            return;
+        };
+        let Ok((client, end, _)) = pair() else { return };
+        let Ok(client) = PrivateFd::new(client) else {
+            return;
+        };
+        let end = Arc::new(end);
+        if self.control.set((client, Arc::clone(&end))).is_ok() {
+            end.watch(epoll, server::CONTROL);
+        }
     }
 
     /// A descriptor that leads to the process whose machine this one shares.
@@ -232,17 +251,12 @@ impl Process {
     pub(crate) fn file(&self, fd: RawFd) -> Option<Behind> {
         let slab = self.slab.read();
         let handle = slab.by_fd(fd)?;
-        Some(
-            handle
-                .file
-                .as_ref()
-                .map_or(Behind::Elsewhere, |file| Behind::Here(Arc::clone(file))),
-        )
+        Some(handle.file.as_ref().map_or(Behind::Elsewhere, |file| Behind::Here(Arc::clone(file))))
     }
 
     /// Gives `file` a new descriptor of this process.
     pub(crate) fn install(
-        &self,
+        &'static self,
         file: Arc<dyn File>,
         cloexec: bool,
         path: Option<&str>,
@@ -251,15 +265,13 @@ impl Process {
         if !cloexec {
             rustix::io::fcntl_setfd(&client, FdFlags::empty())?;
         }
-        let file = Some(Arc::new(LocalFile::new(file, end, path)));
         let fd = client.into_raw_fd();
-        self.slab.write().insert(Handle {
-            id,
-            file,
-            fds: vec![fd],
-            shared: false,
-        });
-        Ok(fd)
+        let added = self.add(LocalFile::new(file, end, path), id, vec![fd]);
+        if added.is_err() {
+            // SAFETY: made just now.
+            unsafe { rustix::io::close(fd) };
+        }
+        added.map(|()| fd)
     }
 
     /// Makes a descriptor for `file` that is to be sent to another process.
@@ -269,16 +281,19 @@ impl Process {
         path: Option<&str>,
     ) -> Result<OwnedFd, Errno> {
         let (client, end, id) = pair()?;
-        let file = Arc::new(LocalFile::new(file, end, path));
-        let end = Arc::clone(&file.end);
-        self.slab.write().insert(Handle {
-            id,
-            file: Some(file),
-            fds: Vec::new(),
-            shared: true,
-        });
-        end.watch(server::start(self)?, id.0);
+        self.add(LocalFile::new(file, end, path), id, Vec::new())?;
         Ok(client)
+    }
+
+    /// Every file is watched from the start: it may get to other processes in
+    /// ways that we never see, such as `posix_spawn`.
+    fn add(&'static self, file: LocalFile, id: Id, fds: Vec<RawFd>) -> Result<(), Errno> {
+        let epoll = server::start(self)?;
+        let end = Arc::clone(&file.end);
+        let file = Some(Arc::new(file));
+        self.slab.write().insert(Handle { id, file, fds });
+        end.watch(epoll, id.0);
+        Ok(())
     }
 
     /// `fd` is a copy of the emulated `old`, made by `dup` and its like.
@@ -293,11 +308,7 @@ impl Process {
     /// Says that `fd` is closed or about to be; what then has no descriptor
     /// left must go to [`Self::closed`] once it is.
     pub(crate) fn closing(&self, fd: RawFd) -> Option<Id> {
-        if slot_of(fd) == 0 {
-            None
-        } else {
-            self.slab.write().detach(fd)
-        }
+        if slot_of(fd) == 0 { None } else { self.slab.write().detach(fd) }
     }
 
     /// Releases a file whose last descriptor here is closed, unless others
@@ -305,13 +316,8 @@ impl Process {
     pub(crate) fn closed(&self, id: Id) {
         let mut slab = self.slab.write();
         let Some(handle) = slab.by_id(id) else { return };
-        let elsewhere =
-            handle.shared && handle.file.as_ref().is_some_and(|file| !file.end.hung_up());
-        let handle = if elsewhere {
-            None
-        } else {
-            slab.remove_unused(id)
-        };
+        let elsewhere = handle.file.as_ref().is_some_and(|file| !file.end.hung_up());
+        let handle = if elsewhere { None } else { slab.remove_unused(id) };
         drop(slab);
         // Released here and now, as the kernel does; without our lock, because
         // the file may well call us.
@@ -327,27 +333,7 @@ impl Process {
         };
         let mut slab = self.slab.write();
         if !slab.attach(fd, id) {
-            slab.insert(Handle {
-                id,
-                file: None,
-                fds: vec![fd],
-                shared: true,
-            });
-        }
-    }
-
-    /// The file behind `fd` may from now on be held by others too.
-    pub(crate) fn share(&'static self, fd: RawFd) {
-        let Ok(epoll) = server::start(self) else {
-            return;
-        };
-        let mut slab = self.slab.write();
-        let id = slab.by_fd(fd).map(|handle| handle.id);
-        if let Some(handle) = id.and_then(|id| slab.by_id(id)) {
-            handle.shared = true;
-            if let Some(file) = &handle.file {
-                file.end.watch(epoll, handle.id.0);
-            }
+            slab.insert(Handle { id, file: None, fds: vec![fd] });
         }
     }
 
@@ -355,10 +341,7 @@ impl Process {
     pub(crate) fn hung_up(&self, id: Id) {
         let mut slab = self.slab.write();
         // Descriptors closed behind our back, in one of the C library's own calls.
-        let stale = slab
-            .by_id(id)
-            .map(|handle| handle.fds.clone())
-            .unwrap_or_default();
+        let stale = slab.by_id(id).map(|handle| handle.fds.clone()).unwrap_or_default();
         for fd in stale {
             slab.detach(fd);
         }
@@ -373,9 +356,7 @@ impl Process {
             return;
         };
         let names = dir.flatten().map(|entry| entry.file_name());
-        let fds: Vec<RawFd> = names
-            .filter_map(|name| name.to_str()?.parse().ok())
-            .collect();
+        let fds: Vec<RawFd> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
         for fd in fds {
             self.adopt(fd);
         }
@@ -385,11 +366,7 @@ impl Process {
 /// Closes a descriptor of the program's, emulated or not.
 pub(crate) fn close(fd: RawFd) -> i32 {
     let process = current();
-    let last = if process.is_borrowed() {
-        None
-    } else {
-        process.closing(fd)
-    };
+    let last = if process.is_borrowed() { None } else { process.closing(fd) };
     // SAFETY: the program gives up this descriptor.
     let result = unsafe { next::close(fd) };
     if let Some(id) = last {

@@ -88,18 +88,9 @@ impl Task for RemoteTask<'_> {
     }
 
     fn memlock_limit(&self) -> u64 {
-        let mut limit = libc::rlimit64 {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
-        let args = [
-            self.pid as usize,
-            libc::RLIMIT_MEMLOCK as usize,
-            0,
-            &raw mut limit as usize,
-            0,
-            0,
-        ];
+        let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        let args =
+            [self.pid as usize, libc::RLIMIT_MEMLOCK as usize, 0, &raw mut limit as usize, 0, 0];
         // SAFETY: the kernel fills `limit`, which has the layout it wants. An
         // infinite limit is `u64::MAX` to it and to us.
         unsafe { syscall6(libc::SYS_prlimit64, args) };
@@ -117,10 +108,7 @@ impl Task for RemoteTask<'_> {
 
     fn install(&self, file: Arc<dyn File>, cloexec: bool) -> Result<RawFd, Errno> {
         let client = self.process.export(file, None)?;
-        self.ask(
-            &Message::new(Tag::Install, &[u64::from(cloexec)]),
-            Some(&client),
-        )
+        self.ask(&Message::new(Tag::Install, &[u64::from(cloexec)]), Some(&client))
     }
 
     fn uninstall(&self, fd: RawFd) {

@@ -155,18 +155,11 @@ fn file_call(
             }
             Ok(Some(done(result? as u64)))
         }
-        Tag::Write => Ok(Some(done(
-            local.file.write(task, a, b as usize, pos)? as u64
-        ))),
+        Tag::Write => Ok(Some(done(local.file.write(task, a, b as usize, pos)? as u64))),
         Tag::Identity => {
             let Identity { device, name } = Identity::of(local);
             let (major, minor) = device.unwrap_or_default();
-            let words = [
-                0,
-                u64::from(device.is_some()),
-                u64::from(major),
-                u64::from(minor),
-            ];
+            let words = [0, u64::from(device.is_some()), u64::from(major), u64::from(minor)];
             Ok(Some(Message::with_text(Tag::Done, &words, &name)))
         }
         Tag::Mmap => {
@@ -181,11 +174,7 @@ fn file_call(
             };
             drop(client);
             let backing = local.file.mmap(task, request)?;
-            send(
-                call,
-                &Message::new(Tag::Done, &[backing.offset]),
-                &[backing.fd.as_fd()],
-            )?;
+            send(call, &Message::new(Tag::Done, &[backing.offset]), &[backing.fd.as_fd()])?;
             drop(backing.fd);
             // The user keeps its end of the call until the last munmap.
             while receive(call).is_some() {}

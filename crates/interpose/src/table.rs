@@ -17,8 +17,7 @@ static FDS: [AtomicU32; MAX_FDS] = [const { AtomicU32::new(0) }; MAX_FDS];
 /// The slot of an emulated descriptor, or 0: all that a foreign one costs.
 #[inline]
 pub(crate) fn slot_of(fd: RawFd) -> u32 {
-    FDS.get(fd as usize)
-        .map_or(0, |slot| slot.load(Ordering::Relaxed))
+    FDS.get(fd as usize).map_or(0, |slot| slot.load(Ordering::Relaxed))
 }
 
 /// An emulated open file as this process knows it.
@@ -28,8 +27,6 @@ pub(crate) struct Handle {
     pub(crate) file: Option<Arc<LocalFile>>,
     /// This process's descriptors for it.
     pub(crate) fds: Vec<RawFd>,
-    /// Other processes, or messages under way, may hold it too.
-    pub(crate) shared: bool,
 }
 
 /// All handles of a process.
@@ -73,10 +70,7 @@ impl Slab {
 
     /// The file of this process with that name.
     pub(crate) fn own_file(&self, id: Id) -> Option<Arc<LocalFile>> {
-        self.slots[*self.by_id.get(&id)? as usize]
-            .as_ref()?
-            .file
-            .clone()
+        self.slots[*self.by_id.get(&id)? as usize].as_ref()?.file.clone()
     }
 
     /// Says that `fd` is now another descriptor for `id`; false if there is no
@@ -112,19 +106,8 @@ impl Slab {
         Some(handle)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
-    }
-
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Handle> {
         self.slots.iter().flatten()
-    }
-
-    /// Marks every file of this process as held by others too.
-    pub(crate) fn share_all(&mut self) {
-        for handle in self.slots.iter_mut().flatten() {
-            handle.shared = true;
-        }
     }
 
     /// The table as a forked child has it: the same descriptors in the same
@@ -133,12 +116,8 @@ impl Slab {
         let mut child = Self::default();
         for (slot, handle) in self.slots.iter().enumerate() {
             let handle = handle.as_ref().filter(|handle| !handle.fds.is_empty());
-            let handle = handle.map(|handle| Handle {
-                id: handle.id,
-                file: None,
-                fds: handle.fds.clone(),
-                shared: true,
-            });
+            let handle =
+                handle.map(|handle| Handle { id: handle.id, file: None, fds: handle.fds.clone() });
             match &handle {
                 Some(handle) => drop(child.by_id.insert(handle.id, slot as u32)),
                 None if slot > 0 => child.free.push(slot as u32),
@@ -152,8 +131,7 @@ impl Slab {
     /// The emulated descriptors in a range.
     pub(crate) fn fds_in(&self, first: u32, last: u32) -> Vec<RawFd> {
         let fds = self.iter().flat_map(|handle| &handle.fds).copied();
-        fds.filter(|&fd| (first..=last).contains(&(fd as u32)))
-            .collect()
+        fds.filter(|&fd| (first..=last).contains(&(fd as u32))).collect()
     }
 }
 

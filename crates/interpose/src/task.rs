@@ -62,10 +62,7 @@ impl LocalTask {
     #[inline]
     pub(crate) fn current() -> Result<Self, Errno> {
         let process = current();
-        Ok(Self {
-            process,
-            host: process.host()?,
-        })
+        Ok(Self { process, host: process.host()? })
     }
 }
 

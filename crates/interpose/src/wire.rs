@@ -67,19 +67,12 @@ impl Message {
     pub(crate) fn new(tag: Tag, words: &[u64]) -> Self {
         let mut all = [0; WORDS];
         all[..words.len()].copy_from_slice(words);
-        Self {
-            tag,
-            words: all,
-            text: Vec::new(),
-        }
+        Self { tag, words: all, text: Vec::new() }
     }
 
     pub(crate) fn with_text(tag: Tag, words: &[u64], text: &str) -> Self {
         let text = text.as_bytes()[..text.len().min(MAX_TEXT)].to_vec();
-        Self {
-            text,
-            ..Self::new(tag, words)
-        }
+        Self { text, ..Self::new(tag, words) }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -91,17 +84,12 @@ impl Message {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (head, text) = bytes.split_at_checked(8 * (1 + WORDS))?;
-        let mut words = head
-            .chunks_exact(8)
-            .map(|word| word.try_into().map_or(0, u64::from_le_bytes));
+        let mut words =
+            head.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes));
         let tag = words.next()?;
         let tag = TAGS.into_iter().find(|&known| known as u64 == tag)?;
         let mut message = Self::new(tag, &[]);
-        message
-            .words
-            .iter_mut()
-            .zip(words)
-            .for_each(|(to, word)| *to = word);
+        message.words.iter_mut().zip(words).for_each(|(to, word)| *to = word);
         message.text = text.to_vec();
         Some(message)
     }
@@ -128,12 +116,7 @@ pub(crate) fn send_bytes(
         return Err(Errno::INVAL);
     }
     loop {
-        match sendmsg(
-            &socket,
-            &[IoSlice::new(bytes)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        ) {
+        match sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
             Err(Errno::INTR) => {}
             other => return other.map(drop),
         }

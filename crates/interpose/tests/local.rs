@@ -12,11 +12,7 @@ use common::*;
 use host::Errno;
 
 fn readable_now(fd: &impl AsRawFd) -> bool {
-    let mut poll = libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one valid pollfd.
     unsafe { libc::poll(&raw mut poll, 1, 0) };
     poll.revents & libc::POLLIN != 0
@@ -88,11 +84,7 @@ fn the_last_descriptor_releases() {
     assert_eq!(live(), before + 1);
     assert_eq!(add(&spare, 1), Ok(3));
     let null = std::fs::File::open("/dev/null").unwrap();
-    assert_eq!(
-        dup2(&null, &spare),
-        spare.as_raw_fd(),
-        "replaces the last copy"
-    );
+    assert_eq!(dup2(&null, &spare), spare.as_raw_fd(), "replaces the last copy");
     assert_eq!(live(), before);
     assert_eq!(add(&spare, 1), Err(Errno::NOTTY), "now /dev/null");
 }
@@ -152,10 +144,7 @@ fn what_stat_and_access_tell() {
     let _one = setup();
     let node = std::fs::metadata("/dev/counter").unwrap();
     assert!(node.file_type().is_char_device());
-    assert_eq!(
-        (node.mode() & 0o7777, node.rdev()),
-        (0o660, libc::makedev(10, 77))
-    );
+    assert_eq!((node.mode() & 0o7777, node.rdev()), (0o660, libc::makedev(10, 77)));
     let device = open();
     let opened = device.metadata().unwrap();
     assert_eq!(
@@ -171,10 +160,7 @@ fn what_stat_and_access_tell() {
         assert_eq!(libc::fstat64(device.as_raw_fd(), &raw mut stat), 0);
         assert_eq!(stat.st_mode & libc::S_IFMT, libc::S_IFCHR);
     }
-    assert_eq!(
-        std::fs::canonicalize("/dev/counter").unwrap().to_str(),
-        Some("/dev/counter")
-    );
+    assert_eq!(std::fs::canonicalize("/dev/counter").unwrap().to_str(), Some("/dev/counter"));
     let link = std::fs::read_link(format!("/proc/self/fd/{}", device.as_raw_fd())).unwrap();
     assert_eq!(link.to_str(), Some("/dev/counter"));
     assert!(std::fs::metadata("/dev/counter-none").is_err());
@@ -189,14 +175,8 @@ fn text_and_patched_files() {
     let me = std::process::id();
     let line = format!("Patched:\t{me} {me}\n");
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    assert!(
-        status.starts_with("Name:") && status.ends_with(&line),
-        "{status}"
-    );
-    let (path, mode) = (
-        CString::new("/proc/self/status").unwrap(),
-        CString::new("r").unwrap(),
-    );
+    assert!(status.starts_with("Name:") && status.ends_with(&line), "{status}");
+    let (path, mode) = (CString::new("/proc/self/status").unwrap(), CString::new("r").unwrap());
     // SAFETY: C strings; the stream is closed once.
     unsafe {
         let stream = libc::fopen(path.as_ptr(), mode.as_ptr());
@@ -226,9 +206,7 @@ fn foreign_descriptors_are_untouched() {
 }
 
 fn tempfile() -> std::fs::File {
-    rustix::fs::memfd_create("foreign", rustix::fs::MemfdFlags::CLOEXEC)
-        .unwrap()
-        .into()
+    rustix::fs::memfd_create("foreign", rustix::fs::MemfdFlags::CLOEXEC).unwrap().into()
 }
 
 #[test]

@@ -18,7 +18,10 @@ use softiommu::Machine;
 #[used]
 static VERSION: [u8; MARK.len()] = *MARK;
 const MARK: &[u8; concat!("softiommu-library-version=", env!("CARGO_PKG_VERSION"), ";").len()] =
-    concat!("softiommu-library-version=", env!("CARGO_PKG_VERSION"), ";").as_bytes().first_chunk().unwrap();
+    concat!("softiommu-library-version=", env!("CARGO_PKG_VERSION"), ";")
+        .as_bytes()
+        .first_chunk()
+        .unwrap();
 
 /// Runs before the program's own code, as the loader's last step.
 extern "C" fn start() {

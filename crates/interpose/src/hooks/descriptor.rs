@@ -52,9 +52,8 @@ pub(super) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: 
         }
     }
     // SAFETY: the same call in parts, as promised by the caller.
-    let result = close_around(first, last, |first, last| unsafe {
-        next::close_range(first, last, flags)
-    });
+    let result =
+        close_around(first, last, |first, last| unsafe { next::close_range(first, last, flags) });
     for id in released {
         process.closed(id);
     }
@@ -125,20 +124,12 @@ fn duplicates(cmd: c_int) -> bool {
 pub(super) unsafe extern "C" fn fcntl(fd: c_int, cmd: c_int, arg: usize) -> c_int {
     // SAFETY: the same call, as promised by the caller.
     let result = unsafe { next::fcntl(fd, cmd, arg) };
-    if duplicates(cmd) {
-        note_copy(fd, result)
-    } else {
-        result
-    }
+    if duplicates(cmd) { note_copy(fd, result) } else { result }
 }
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn fcntl64(fd: c_int, cmd: c_int, arg: usize) -> c_int {
     // SAFETY: the same call, as promised by the caller.
     let result = unsafe { next::fcntl64(fd, cmd, arg) };
-    if duplicates(cmd) {
-        note_copy(fd, result)
-    } else {
-        result
-    }
+    if duplicates(cmd) { note_copy(fd, result) } else { result }
 }

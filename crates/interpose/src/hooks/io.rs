@@ -68,10 +68,7 @@ fn each(
     mut pos: Option<u64>,
     call: impl Fn(u64, usize, Option<u64>) -> Result<isize, Errno>,
 ) -> Result<isize, Errno> {
-    let n = usize::try_from(n)
-        .ok()
-        .filter(|&n| n <= 1024)
-        .ok_or(Errno::INVAL)?;
+    let n = usize::try_from(n).ok().filter(|&n| n <= 1024).ok_or(Errno::INVAL)?;
     let mut total = 0;
     for index in 0..n {
         let mut raw = [0; size_of::<iovec>()];

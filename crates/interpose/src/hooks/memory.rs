@@ -30,11 +30,7 @@ unsafe fn map_ours(
         shared,
     };
     let aligned = (pos as u64).is_multiple_of(PAGE_SIZE) && len != 0;
-    let backing = if aligned {
-        calls::mmap(fd, request)
-    } else {
-        Err(Errno::INVAL)
-    };
+    let backing = if aligned { calls::mmap(fd, request) } else { Err(Errno::INVAL) };
     match backing {
         Ok(backing) => {
             let args = [

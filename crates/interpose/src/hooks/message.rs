@@ -1,10 +1,9 @@
-//! Descriptors that travel in messages.
+//! Descriptors that travel in messages: sending them is the kernel's business.
 
 use std::ffi::{c_int, c_uint};
 
 use libc::{mmsghdr, msghdr, ssize_t};
 
-use crate::table::slot_of;
 use crate::{next, process};
 
 /// Calls `each` with every descriptor in the control data of `msg`.
@@ -32,52 +31,10 @@ unsafe fn descriptors(msg: *const msghdr, mut each: impl FnMut(c_int)) {
     }
 }
 
-/// Emulated files in the message may soon be open elsewhere.
-unsafe fn leaving(msg: *const msghdr) {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        descriptors(msg, |fd| {
-            if slot_of(fd) != 0 {
-                process::current().share(fd);
-            }
-        });
-    }
-}
-
 /// Emulated files in the message are now open here.
 unsafe fn arrived(msg: *const msghdr) {
     // SAFETY: as promised by the caller.
     unsafe { descriptors(msg, |fd| process::current().adopt(fd)) };
-}
-
-#[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
-    // SAFETY: the same call, as promised by the caller.
-    unsafe {
-        // Before it leaves: it may be closed elsewhere before we return.
-        if process::existing().is_some() {
-            leaving(msg);
-        }
-        next::sendmsg(fd, msg, flags)
-    }
-}
-
-#[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn sendmmsg(
-    fd: c_int,
-    msgs: *mut mmsghdr,
-    n: c_uint,
-    flags: c_int,
-) -> c_int {
-    // SAFETY: the same call, as promised by the caller.
-    unsafe {
-        if process::existing().is_some() && !msgs.is_null() {
-            for index in 0..n as usize {
-                leaving(&raw const (*msgs.add(index)).msg_hdr);
-            }
-        }
-        next::sendmmsg(fd, msgs, n, flags)
-    }
 }
 
 #[unsafe(no_mangle)]

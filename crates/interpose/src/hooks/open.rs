@@ -105,20 +105,12 @@ pub(super) unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char
 pub(super) unsafe extern "C" fn fclose(file: *mut FILE) -> c_int {
     // SAFETY: the same call, as promised by the caller.
     unsafe {
-        let fd = if file.is_null() {
-            -1
-        } else {
-            libc::fileno(file)
-        };
+        let fd = if file.is_null() { -1 } else { libc::fileno(file) };
         if slot_of(fd) == 0 {
             return next::fclose(file);
         }
         let process = current();
-        let last = if process.is_borrowed() {
-            None
-        } else {
-            process.closing(fd)
-        };
+        let last = if process.is_borrowed() { None } else { process.closing(fd) };
         let result = next::fclose(file);
         if let Some(id) = last {
             process.closed(id);

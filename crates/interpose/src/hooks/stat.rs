@@ -24,16 +24,10 @@ struct Facts {
 impl From<Look> for Facts {
     fn from(look: Look) -> Self {
         match look {
-            Look::Device(major, minor) => Self {
-                mode: libc::S_IFCHR | 0o660,
-                device: (major, minor),
-                size: 0,
-            },
-            Look::Text(size) => Self {
-                mode: libc::S_IFREG | 0o444,
-                device: (0, 0),
-                size,
-            },
+            Look::Device(major, minor) => {
+                Self { mode: libc::S_IFCHR | 0o660, device: (major, minor), size: 0 }
+            }
+            Look::Text(size) => Self { mode: libc::S_IFREG | 0o444, device: (0, 0), size },
         }
     }
 }
@@ -42,11 +36,7 @@ impl From<Identity> for Facts {
     fn from(identity: Identity) -> Self {
         match identity.device {
             Some((major, minor)) => Look::Device(major, minor).into(),
-            None => Self {
-                mode: 0o600,
-                device: (0, 0),
-                size: 0,
-            },
+            None => Self { mode: 0o600, device: (0, 0), size: 0 },
         }
     }
 }
@@ -207,11 +197,7 @@ pub(super) unsafe extern "C" fn statx(
 fn permits(facts: &Facts, mode: c_int) -> Result<c_int, Errno> {
     let text = facts.mode & libc::S_IFMT == libc::S_IFREG;
     let denied = libc::X_OK | if text { libc::W_OK } else { 0 };
-    if mode & denied == 0 {
-        Ok(0)
-    } else {
-        Err(Errno::ACCESS)
-    }
+    if mode & denied == 0 { Ok(0) } else { Err(Errno::ACCESS) }
 }
 
 macro_rules! access {

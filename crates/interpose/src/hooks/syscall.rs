@@ -39,7 +39,6 @@ pub(super) unsafe extern "C" fn syscall(
             }
             libc::SYS_munmap => c_long::from(memory::munmap(a as _, b)),
             libc::SYS_mremap => memory::mremap(a as _, b, c, d as c_int, e as _) as c_long,
-            libc::SYS_sendmsg => message::sendmsg(fd, b as _, c as c_int) as c_long,
             libc::SYS_recvmsg => message::recvmsg(fd, b as _, c as c_int) as c_long,
             libc::SYS_statx => c_long::from(stat::statx(fd, b as _, c as c_int, d as _, e as _)),
             libc::SYS_faccessat => c_long::from(stat::faccessat(fd, b as _, c as c_int, 0)),

@@ -1,9 +1,5 @@
 //! A device for the tests: a counter that can be added to, made and read.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test file uses a part of it"
-)]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::collections::VecDeque;
 use std::ffi::c_int;
@@ -36,17 +32,11 @@ pub struct Device;
 
 impl CharDevice for Device {
     fn open(&self, _: &dyn Task) -> Result<Arc<dyn File>, Errno> {
-        Ok(Counter::new(FileMode::CharDevice {
-            major: 10,
-            minor: 77,
-        }))
+        Ok(Counter::new(FileMode::CharDevice { major: 10, minor: 77 }))
     }
 
     fn mode(&self) -> FileMode {
-        FileMode::CharDevice {
-            major: 10,
-            minor: 77,
-        }
+        FileMode::CharDevice { major: 10, minor: 77 }
     }
 }
 
@@ -93,14 +83,10 @@ impl File for Counter {
             // Adds the u64 at `arg`, puts the sum there.
             ADD => {
                 let mut word = [0; 8];
-                task.mm()
-                    .copy_from_user(arg, &mut word)
-                    .map_err(|_| Errno::FAULT)?;
+                task.mm().copy_from_user(arg, &mut word).map_err(|_| Errno::FAULT)?;
                 let delta = u64::from_ne_bytes(word);
                 let sum = self.value.fetch_add(delta, Ordering::SeqCst) + delta;
-                task.mm()
-                    .copy_to_user(arg, &sum.to_ne_bytes())
-                    .map_err(|_| Errno::FAULT)?;
+                task.mm().copy_to_user(arg, &sum.to_ne_bytes()).map_err(|_| Errno::FAULT)?;
                 Ok(7)
             }
             // A new file.
@@ -115,18 +101,15 @@ impl File for Counter {
             }
             // Whether `arg` is a descriptor of this very file: 1, of another: 0, a kernel file: 2.
             SAME => Ok(match task.file(arg as i32)? {
-                OpenFile::Emulated(other) => i32::from(std::ptr::addr_eq(
-                    Arc::as_ptr(&other),
-                    std::ptr::from_ref(self),
-                )),
+                OpenFile::Emulated(other) => {
+                    i32::from(std::ptr::addr_eq(Arc::as_ptr(&other), std::ptr::from_ref(self)))
+                }
                 OpenFile::Kernel(_) => 2,
             }),
             // Pins the page at `arg` and gives it back.
             PIN => {
                 let mut runs: Vec<PhysRun> = Vec::new();
-                let pinned = task
-                    .mm()
-                    .pin(arg, 4096, Access::Write, &mut |run| runs.push(run));
+                let pinned = task.mm().pin(arg, 4096, Access::Write, &mut |run| runs.push(run));
                 pinned.map_err(|_| Errno::FAULT)?;
                 Ok(runs.len() as i32)
             }
@@ -157,9 +140,7 @@ impl File for Counter {
         let mut queue = self.queue.lock().unwrap();
         let n = len.min(queue.len());
         let bytes: Vec<u8> = queue.iter().take(n).copied().collect();
-        task.mm()
-            .copy_to_user(buf, &bytes)
-            .map_err(|_| Errno::FAULT)?;
+        task.mm().copy_to_user(buf, &bytes).map_err(|_| Errno::FAULT)?;
         queue.drain(..n);
         Ok(n)
     }
@@ -175,9 +156,7 @@ impl File for Counter {
             return Err(Errno::SPIPE);
         }
         let mut bytes = vec![0; len];
-        task.mm()
-            .copy_from_user(buf, &mut bytes)
-            .map_err(|_| Errno::FAULT)?;
+        task.mm().copy_from_user(buf, &mut bytes).map_err(|_| Errno::FAULT)?;
         self.queue.lock().unwrap().extend(bytes);
         if let Some(notify) = &*self.notify.lock().unwrap() {
             notify();
@@ -193,11 +172,7 @@ impl File for Counter {
         rustix::fs::ftruncate(&fd, request.len)?;
         rustix::io::pwrite(&fd, b"mapped", 0)?;
         MAPPED.fetch_add(1, Ordering::SeqCst);
-        Ok(MmapBacking {
-            fd,
-            offset: 0,
-            guard: Box::new(Mapped),
-        })
+        Ok(MmapBacking { fd, offset: 0, guard: Box::new(Mapped) })
     }
 
     fn readable(&self) -> bool {
@@ -215,25 +190,16 @@ pub fn setup() -> MutexGuard<'static, ()> {
     static ONCE: Once = Once::new();
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     ONCE.call_once(|| {
-        let prefixes = Prefixes {
-            build: &["/dev/counter"],
-            if_built: &["/proc/"],
-        };
+        let prefixes = Prefixes { build: &["/dev/counter"], if_built: &["/proc/"] };
         interpose::install(prefixes, |_| {
             let mut table = PathTable::new();
             table.add("/dev/counter", Node::CharDevice(Arc::new(Device)));
-            table.add(
-                "/dev/counter-text",
-                Node::Text(Arc::new(|_| Some(b"some text\n".into()))),
-            );
+            table.add("/dev/counter-text", Node::Text(Arc::new(|_| Some(b"some text\n".into()))));
             table.add(
                 "/proc/{pid}/status",
                 Node::Patched(Arc::new(|captures, mut text| {
-                    let line = format!(
-                        "Patched:\t{} {}\n",
-                        captures.pid().unwrap(),
-                        std::process::id()
-                    );
+                    let line =
+                        format!("Patched:\t{} {}\n", captures.pid().unwrap(), std::process::id());
                     text.extend(line.as_bytes());
                     text
                 })),
@@ -243,16 +209,15 @@ pub fn setup() -> MutexGuard<'static, ()> {
         .unwrap();
     });
     let guard = ONE_AT_A_TIME.lock();
-    guard.unwrap_or_else(std::sync::PoisonError::into_inner)
+    let guard = guard.unwrap_or_else(std::sync::PoisonError::into_inner);
+    // What killed children held is released a little later.
+    wait_live(0);
+    guard
 }
 
 /// Opens the device as any Rust program would.
 pub fn open() -> StdFile {
-    StdFile::options()
-        .read(true)
-        .write(true)
-        .open("/dev/counter")
-        .expect("/dev/counter opens")
+    StdFile::options().read(true).write(true).open("/dev/counter").expect("/dev/counter opens")
 }
 
 /// `ioctl(2)` with a number.
@@ -263,11 +228,7 @@ pub fn ioctl(fd: &impl AsRawFd, cmd: u32, arg: u64) -> Result<c_int, Errno> {
 pub fn ioctl_raw(fd: RawFd, cmd: u32, arg: u64) -> Result<c_int, Errno> {
     // SAFETY: the test device checks its argument.
     let result = unsafe { libc::ioctl(fd, u64::from(cmd), arg) };
-    if result < 0 {
-        Err(last_errno())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
 }
 
 pub fn last_errno() -> Errno {
