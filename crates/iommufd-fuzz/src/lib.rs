@@ -136,9 +136,9 @@ impl Machine {
     fn step(&mut self, step: u8, input: &mut Input<'_>) {
         let which = usize::from(step >= 240) % self.contexts.len();
         let context = self.contexts[which].clone();
-        match step % 40 {
-            38 => self.host_step(input),
-            39 => {
+        match step % 44 {
+            42 => self.host_step(input),
+            43 => {
                 let cmd = 0x3b00 | u32::from(input.byte());
                 let bytes: Vec<u8> = (0..80).map(|_| input.byte()).collect();
                 self.call(&context, cmd, &bytes);
@@ -228,6 +228,24 @@ impl Machine {
             32 => {
                 let flags = i.flags() % 4;
                 (0x3b71, Struct::new(32).u32(flags).u64(i.va()).u64(i.iova()).u64(i.length()))
+            }
+            33 => {
+                let data = if i.byte().is_multiple_of(2) { (0, 0) } else { (24, i.va()) };
+                let head = Struct::new(40).u32(0).u32(0xdead_beef).u32(i.id()).u32(i.id());
+                (0x3b90, head.u32(0).u32(data.0).u32(0).u64(data.1))
+            }
+            34 => {
+                let virt_id = u64::from(i.byte() % 4);
+                (0x3b91, Struct::new(24).u32(i.id()).u32(i.id()).u32(0).u64(virt_id))
+            }
+            35 => {
+                let head = Struct::new(32).u32(0).u32(i.id()).u32(0xbeef_beef);
+                (0x3b93, head.u32(u32::from(i.byte() % 4)).u32(0).u32(0).u32(0))
+            }
+            36 => {
+                let index = u32::from(i.byte() % 3);
+                let head = Struct::new(40).u32(0).u32(i.id()).u32(0xdead_beef).u32(index).u32(0);
+                (0x3b94, head.u64(i.iova()).u64(i.length()))
             }
             _ => {
                 let test = u32::from(i.byte() % 24);
