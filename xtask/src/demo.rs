@@ -14,6 +14,7 @@ pub(crate) fn run() -> Result<()> {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into());
     let release = workspace().join(target).join("release");
     let (softiommu, client) = (release.join("softiommu"), release.join("client"));
-    println!("\n$ softiommu run -- {}", client.display());
+    let shown = client.strip_prefix(workspace()).unwrap_or(&client);
+    println!("\n$ softiommu run -- {}", shown.display());
     command::run(Command::new(softiommu).args(["run", "--"]).arg(client))
 }

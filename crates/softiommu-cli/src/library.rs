@@ -35,17 +35,16 @@ fn places(looked: &[PathBuf]) -> String {
 /// The library: from `SOFTIOMMU_LIBRARY`, beside this executable, or in
 /// `../lib` of it.
 pub(crate) fn find() -> Result<PathBuf, LibraryError> {
-    let candidates = match std::env::var_os("SOFTIOMMU_LIBRARY") {
-        Some(path) => vec![PathBuf::from(path)],
-        None => {
-            let exe = std::env::current_exe().unwrap_or_default();
-            let here = exe.parent().unwrap_or(Path::new("."));
-            vec![
-                here.join(NAME),
-                here.join("../lib/softiommu").join(NAME),
-                here.join("../lib").join(NAME),
-            ]
-        }
+    let candidates = if let Some(path) = std::env::var_os("SOFTIOMMU_LIBRARY") {
+        vec![PathBuf::from(path)]
+    } else {
+        let exe = std::env::current_exe().unwrap_or_default();
+        let here = exe.parent().unwrap_or(Path::new("."));
+        vec![
+            here.join(NAME),
+            here.join("../lib/softiommu").join(NAME),
+            here.join("../lib").join(NAME),
+        ]
     };
     let Some(path) = candidates.iter().find(|path| path.is_file()) else {
         return Err(LibraryError::NotFound { looked: candidates });

@@ -1,16 +1,18 @@
 //! `softiommu run` as a user meets it.
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// The library, built the way this test was.
+/// The library, built the way this test was, and with it the client.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
         let exe = Path::new(env!("CARGO_BIN_EXE_softiommu"));
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "-p", "softiommu-preload"]);
+        cargo.args(["build", "--quiet", "-p", "softiommu-preload", "-p", "client"]);
         if exe.parent().is_some_and(|dir| dir.ends_with("release")) {
             cargo.arg("--release");
         }
@@ -35,7 +37,6 @@ fn refused(status: i32, args: &[&str]) -> String {
 }
 
 fn write(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> String {
-    use std::os::unix::fs::PermissionsExt;
     let path = dir.join(name);
     std::fs::write(&path, bytes).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -51,7 +52,6 @@ fn the_program_finds_the_device_and_its_output_is_its_own() {
 
 #[test]
 fn exit_status_and_signals_are_the_programs() {
-    use std::os::unix::process::ExitStatusExt;
     assert_eq!(softiommu(&["run", "--", "sh", "-c", "exit 42"]).status.code(), Some(42));
     assert_eq!(softiommu(&["run", "--", "sh", "-c", "kill -TERM $$"]).status.signal(), Some(15));
 }
@@ -106,7 +106,6 @@ fn a_set_user_id_program_is_refused() {
     // Only root can make a file somebody else's; for others it stays their own
     // and its mark changes nothing, so that the program runs.
     let given = std::os::unix::fs::chown(&path, Some(12345), None).is_ok();
-    use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o4755)).unwrap();
     if given {
         assert!(refused(126, &["run", "--", &path]).contains("set-user-ID"));
@@ -146,12 +145,13 @@ fn the_log_says_what_was_refused_and_why() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let log = log.to_str().unwrap();
-    // An ioctl that the kernel would refuse too, by way of a tool that prints
-    // nothing of it: a terminal's window size, of an IOMMU.
-    let script = "exec 3<>/dev/iommu; stty size <&3 2>/dev/null; true";
-    let output = softiommu(&["run", "--log", log, "--", "sh", "-c", script]);
+    // The client's last DMA goes to an IOVA that it has unmapped.
+    let client = library().with_file_name("client");
+    let output = softiommu(&["run", "--log", log, "--", client.to_str().unwrap()]);
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(printed.ends_with("destroyed everything\n"), "{printed}");
     assert!(output.stderr.is_empty());
     let text = std::fs::read_to_string(log).unwrap();
     assert!(text.contains("/dev/iommu"), "{text}");
-    assert!(text.contains("refused"), "{text}");
+    assert!(text.contains("refused ioctl=\"IOMMU_TEST_CMD\" errno=2"), "{text}");
 }

@@ -260,6 +260,14 @@ pub(super) fn unmap(context: &Arc<Context>, command: &Command<'_>) -> Result<(),
     command.respond(&cmd)
 }
 
+/// As a kernel without no-IOMMU devices answers.
+pub(super) fn noiommu_get_pa(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+    if !context.capable(command.task(), Capability::SysRawio) {
+        return Err(Error::Permission("physical addresses need CAP_SYS_RAWIO"));
+    }
+    Err(Error::Unsupported("no-IOMMU devices"))
+}
+
 pub(super) fn change_process(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_ioas_change_process = command.get();
     if cmd.__reserved != 0 {

@@ -62,6 +62,7 @@ ops! {
     IOMMU_VDEVICE_ALLOC u::iommu_vdevice_alloc, virt_id: u64 => viommu::vdevice_alloc;
     IOMMU_VEVENTQ_ALLOC u::iommu_veventq_alloc, out_veventq_fd: u32 => viommu::veventq_alloc;
     IOMMU_HW_QUEUE_ALLOC u::iommu_hw_queue_alloc, length: u64 => viommu::hw_queue_alloc;
+    IOMMU_IOAS_NOIOMMU_GET_PA uapi::extra::iommu_ioas_noiommu_get_pa, out_phys: u64 => ioas::noiommu_get_pa;
     IOMMU_IOAS_CHANGE_PROCESS u::iommu_ioas_change_process, __reserved: u32 => ioas::change_process;
 }
 
