@@ -30,6 +30,8 @@ pub enum Goal {
     FasterThan(&'static str, f64),
     /// Take at most n times the time of the contestant with this name.
     Within(&'static str, f64),
+    /// Nothing: the ratio to the contestant with this name is shown.
+    Compared(&'static str),
 }
 
 /// Contestants that do the same work in different ways.
@@ -141,6 +143,7 @@ impl Report {
                 }
                 let (text, met) = judge(&race, best, *goal);
                 let _ = write!(line, "  {text}");
+                let Some(met) = met else { continue };
                 self.count(met, || format!("{}: {} {text}", race.title, contestant.name));
             }
             println!("{}", line.trim_end());
@@ -182,21 +185,27 @@ fn word(met: bool) -> &'static str {
     if met { "met" } else { "MISSED" }
 }
 
-fn judge(race: &Race<'_>, best: f64, goal: Goal) -> (String, bool) {
-    let (peer, sign, limit) = match goal {
-        Goal::FasterThan(peer, limit) => (peer, '≥', limit),
-        Goal::Within(peer, limit) => (peer, '≤', limit),
-    };
+/// What to say about a goal, and whether it was met if it can be.
+fn judge(race: &Race<'_>, best: f64, goal: Goal) -> (String, Option<bool>) {
+    let (Goal::FasterThan(peer, _) | Goal::Within(peer, _) | Goal::Compared(peer)) = goal;
     let Some(other) = race.best_of(peer) else {
-        return (format!("no contestant named {peer}"), false);
+        return (format!("no contestant named {peer}"), Some(false));
     };
-    let (ratio, verb, met) = match goal {
-        Goal::FasterThan(..) => (other / best, "faster than", other / best >= limit),
-        Goal::Within(..) => (best / other, "the time of", best / other <= limit),
-    };
-    let digits = usize::from(ratio < 100.0) * 2;
-    let text = format!("{ratio:.digits$}x {verb} {peer}, goal {sign} {limit}x {}", word(met));
-    (text, met)
+    let show = |ratio: f64| format!("{ratio:.*}x", usize::from(ratio < 100.0) * 2);
+    let (faster, slower) = (other / best, best / other);
+    match goal {
+        Goal::FasterThan(_, limit) => {
+            let met = faster >= limit;
+            let text = format!("{} faster than {peer}, goal ≥ {limit}x", show(faster));
+            (format!("{text} {}", word(met)), Some(met))
+        }
+        Goal::Within(_, limit) => {
+            let met = slower <= limit;
+            let text = format!("{} the time of {peer}, goal ≤ {limit}x", show(slower));
+            (format!("{text} {}", word(met)), Some(met))
+        }
+        Goal::Compared(_) => (format!("{} the time of {peer}", show(slower)), None),
+    }
 }
 
 /// A time with three significant digits or so.

@@ -27,7 +27,8 @@ enum Task {
     Demo,
     /// Everything a change has to pass: format, lints, build, tests, documentation
     Test,
-    /// The kernel's own iommufd selftests, unmodified, under `softiommu run`
+    /// Our layouts against the kernel's headers, and the kernel's own iommufd selftests,
+    /// unmodified, under `softiommu run`
     #[command(after_help = CONFORMANCE_HELP)]
     Conformance(conformance::Options),
 }
@@ -42,7 +43,8 @@ cases cannot run; they are named and counted as skipped.
 
 Examples:
   cargo xtask conformance                                  all there is
-  cargo xtask conformance iommu                            one suite
+  cargo xtask conformance layout                           structs and numbers, no selftests
+  cargo xtask conformance iommu                            the selftests
   cargo xtask conformance 'iommufd_ioas.mock_domain.*'     the cases that match a pattern
   cargo xtask conformance access_pin                       the cases whose name contains a text
   cargo xtask conformance --linux-src ~/linux              a source tree or a tarball of one

@@ -23,6 +23,9 @@ macro_rules! commands {
             pub const $name: u32 = $value;
         )+
 
+        /// Every command, by the name it has in C.
+        pub const COMMANDS: &[(&str, u32)] = &[$((stringify!($name), $name)),+];
+
         /// The name of a command, for logs.
         pub fn name(cmd: u32) -> Option<&'static str> {
             match cmd {

@@ -4,57 +4,68 @@
 
 use crate::Plain;
 
-pub const IOMMU_TEST_OP_ADD_RESERVED: u32 = 1;
-pub const IOMMU_TEST_OP_MOCK_DOMAIN: u32 = 2;
-pub const IOMMU_TEST_OP_MD_CHECK_MAP: u32 = 3;
-pub const IOMMU_TEST_OP_MD_CHECK_REFS: u32 = 4;
-pub const IOMMU_TEST_OP_CREATE_ACCESS: u32 = 5;
-pub const IOMMU_TEST_OP_DESTROY_ACCESS_PAGES: u32 = 6;
-pub const IOMMU_TEST_OP_ACCESS_PAGES: u32 = 7;
-pub const IOMMU_TEST_OP_ACCESS_RW: u32 = 8;
-pub const IOMMU_TEST_OP_SET_TEMP_MEMORY_LIMIT: u32 = 9;
-pub const IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE: u32 = 10;
-pub const IOMMU_TEST_OP_ACCESS_REPLACE_IOAS: u32 = 11;
-pub const IOMMU_TEST_OP_MOCK_DOMAIN_FLAGS: u32 = 12;
-pub const IOMMU_TEST_OP_DIRTY: u32 = 13;
-pub const IOMMU_TEST_OP_MD_CHECK_IOTLB: u32 = 14;
-pub const IOMMU_TEST_OP_TRIGGER_IOPF: u32 = 15;
-pub const IOMMU_TEST_OP_DEV_CHECK_CACHE: u32 = 16;
-pub const IOMMU_TEST_OP_TRIGGER_VEVENT: u32 = 17;
-pub const IOMMU_TEST_OP_PASID_ATTACH: u32 = 18;
-pub const IOMMU_TEST_OP_PASID_REPLACE: u32 = 19;
-pub const IOMMU_TEST_OP_PASID_DETACH: u32 = 20;
-pub const IOMMU_TEST_OP_PASID_CHECK_HWPT: u32 = 21;
-pub const IOMMU_TEST_OP_DMABUF_GET: u32 = 22;
-pub const IOMMU_TEST_OP_DMABUF_REVOKE: u32 = 23;
+macro_rules! constants {
+    ($($name:ident: $type:ty = $value:expr;)+) => {
+        $(pub const $name: $type = $value;)+
 
-pub const MOCK_IOMMUPT_DEFAULT: u32 = 0;
-pub const MOCK_IOMMUPT_HUGE: u32 = 1;
-pub const MOCK_APERTURE_START: u64 = 1 << 24;
-pub const MOCK_APERTURE_LAST: u64 = (1 << 31) - 1;
-pub const MOCK_PAGE_SIZE: u64 = 2048;
-pub const MOCK_HUGE_PAGE_SIZE: u64 = 512 * MOCK_PAGE_SIZE;
-pub const MOCK_FLAGS_ACCESS_WRITE: u32 = 1 << 0;
-pub const MOCK_ACCESS_RW_WRITE: u32 = 1 << 0;
-pub const MOCK_ACCESS_RW_SLOW_PATH: u32 = 1 << 2;
-pub const MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES: u32 = 1 << 0;
-pub const MOCK_FLAGS_DEVICE_NO_DIRTY: u32 = 1 << 0;
-pub const MOCK_FLAGS_DEVICE_PASID: u32 = 1 << 2;
-pub const MOCK_NESTED_DOMAIN_IOTLB_NUM: usize = 4;
-pub const MOCK_DEV_CACHE_NUM: usize = 4;
-pub const MOCK_PASID_WIDTH: u32 = 20;
-pub const IOMMU_TEST_PASID_RESERVED: u32 = 1024;
-pub const IOMMU_HW_INFO_TYPE_SELFTEST: u32 = 0xfeed_beef;
-pub const IOMMU_HW_INFO_SELFTEST_REGVAL: u32 = 0xdead_beef;
-pub const IOMMU_HWPT_DATA_SELFTEST: u32 = 0xdead;
-pub const IOMMU_TEST_DEV_CACHE_DEFAULT: u32 = 0xba_ddad;
-pub const IOMMU_HWPT_INVALIDATE_DATA_SELFTEST: u32 = 0xdead_beef;
-pub const IOMMU_TEST_INVALIDATE_FLAG_ALL: u32 = 1 << 0;
-pub const IOMMU_VIOMMU_TYPE_SELFTEST: u32 = 0xdead_beef;
-pub const IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST: u32 = 0xdead_beef;
-pub const IOMMU_VEVENTQ_TYPE_SELFTEST: u32 = 0xbeef_beef;
-pub const IOMMU_HW_QUEUE_TYPE_SELFTEST: u32 = 0xdead_beef;
-pub const IOMMU_TEST_HW_QUEUE_MAX: u32 = 2;
+        /// Every number above, by the name it has in C.
+        pub const CONSTANTS: &[(&str, u64)] = &[$((stringify!($name), $name as u64)),+];
+    };
+}
+
+constants! {
+    IOMMU_TEST_OP_ADD_RESERVED: u32 = 1;
+    IOMMU_TEST_OP_MOCK_DOMAIN: u32 = 2;
+    IOMMU_TEST_OP_MD_CHECK_MAP: u32 = 3;
+    IOMMU_TEST_OP_MD_CHECK_REFS: u32 = 4;
+    IOMMU_TEST_OP_CREATE_ACCESS: u32 = 5;
+    IOMMU_TEST_OP_DESTROY_ACCESS_PAGES: u32 = 6;
+    IOMMU_TEST_OP_ACCESS_PAGES: u32 = 7;
+    IOMMU_TEST_OP_ACCESS_RW: u32 = 8;
+    IOMMU_TEST_OP_SET_TEMP_MEMORY_LIMIT: u32 = 9;
+    IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE: u32 = 10;
+    IOMMU_TEST_OP_ACCESS_REPLACE_IOAS: u32 = 11;
+    IOMMU_TEST_OP_MOCK_DOMAIN_FLAGS: u32 = 12;
+    IOMMU_TEST_OP_DIRTY: u32 = 13;
+    IOMMU_TEST_OP_MD_CHECK_IOTLB: u32 = 14;
+    IOMMU_TEST_OP_TRIGGER_IOPF: u32 = 15;
+    IOMMU_TEST_OP_DEV_CHECK_CACHE: u32 = 16;
+    IOMMU_TEST_OP_TRIGGER_VEVENT: u32 = 17;
+    IOMMU_TEST_OP_PASID_ATTACH: u32 = 18;
+    IOMMU_TEST_OP_PASID_REPLACE: u32 = 19;
+    IOMMU_TEST_OP_PASID_DETACH: u32 = 20;
+    IOMMU_TEST_OP_PASID_CHECK_HWPT: u32 = 21;
+    IOMMU_TEST_OP_DMABUF_GET: u32 = 22;
+    IOMMU_TEST_OP_DMABUF_REVOKE: u32 = 23;
+
+    MOCK_IOMMUPT_DEFAULT: u32 = 0;
+    MOCK_IOMMUPT_HUGE: u32 = 1;
+    MOCK_APERTURE_START: u64 = 1 << 24;
+    MOCK_APERTURE_LAST: u64 = (1 << 31) - 1;
+    MOCK_PAGE_SIZE: u64 = 2048;
+    MOCK_HUGE_PAGE_SIZE: u64 = 512 * MOCK_PAGE_SIZE;
+    MOCK_FLAGS_ACCESS_WRITE: u32 = 1 << 0;
+    MOCK_ACCESS_RW_WRITE: u32 = 1 << 0;
+    MOCK_ACCESS_RW_SLOW_PATH: u32 = 1 << 2;
+    MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES: u32 = 1 << 0;
+    MOCK_FLAGS_DEVICE_NO_DIRTY: u32 = 1 << 0;
+    MOCK_FLAGS_DEVICE_PASID: u32 = 1 << 2;
+    MOCK_NESTED_DOMAIN_IOTLB_NUM: usize = 4;
+    MOCK_DEV_CACHE_NUM: usize = 4;
+    MOCK_PASID_WIDTH: u32 = 20;
+    IOMMU_TEST_PASID_RESERVED: u32 = 1024;
+    IOMMU_HW_INFO_TYPE_SELFTEST: u32 = 0xfeed_beef;
+    IOMMU_HW_INFO_SELFTEST_REGVAL: u32 = 0xdead_beef;
+    IOMMU_HWPT_DATA_SELFTEST: u32 = 0xdead;
+    IOMMU_TEST_DEV_CACHE_DEFAULT: u32 = 0xba_ddad;
+    IOMMU_HWPT_INVALIDATE_DATA_SELFTEST: u32 = 0xdead_beef;
+    IOMMU_TEST_INVALIDATE_FLAG_ALL: u32 = 1 << 0;
+    IOMMU_VIOMMU_TYPE_SELFTEST: u32 = 0xdead_beef;
+    IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST: u32 = 0xdead_beef;
+    IOMMU_VEVENTQ_TYPE_SELFTEST: u32 = 0xbeef_beef;
+    IOMMU_HW_QUEUE_TYPE_SELFTEST: u32 = 0xdead_beef;
+    IOMMU_TEST_HW_QUEUE_MAX: u32 = 2;
+}
 
 /// `struct iommu_test_cmd`; `arg` is its union and the padding behind it, in
 /// 32-bit words.

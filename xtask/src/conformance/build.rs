@@ -77,26 +77,33 @@ fn has_header(header: &str) -> bool {
     command::output(&mut gcc).is_ok()
 }
 
-/// Builds the programs of a suite: `folder` under `tools/testing/selftests`.
+/// The kernel's makefiles, about to be run.
+fn make() -> Command {
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut make = Command::new("make");
+    // A variable of ours must not steer the kernel's makefiles.
+    for variable in ["ARCH", "CROSS_COMPILE", "LLVM", "KBUILD_OUTPUT", "O", "MAKEFLAGS"] {
+        make.env_remove(variable);
+    }
+    make.env("LC_ALL", "C").arg(format!("-j{jobs}"));
+    make
+}
+
+/// Installs the uapi headers in the tree, in `usr/include`.
+pub(crate) fn headers(source: &Source) -> Result<()> {
+    if !source.tree.join("usr/include/linux/iommufd.h").exists() {
+        command::output(make().arg("-C").arg(&source.tree).arg("headers"))?;
+    }
+    Ok(())
+}
+
+/// Builds the programs of a suite: `folder` under `tools/testing/selftests`. The
+/// [`headers`] have to be there.
 pub(crate) fn programs(
     source: &Source,
     folder: &str,
     names: &[&'static str],
 ) -> Result<Vec<Program>> {
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let make = || {
-        let mut make = Command::new("make");
-        // A variable of ours must not steer the kernel's makefiles.
-        for variable in ["ARCH", "CROSS_COMPILE", "LLVM", "KBUILD_OUTPUT", "O", "MAKEFLAGS"] {
-            make.env_remove(variable);
-        }
-        make.env("LC_ALL", "C").arg(format!("-j{jobs}"));
-        make
-    };
-    let headers = source.tree.join("usr/include/linux/iommufd.h");
-    if !headers.exists() {
-        command::output(make().arg("-C").arg(&source.tree).arg("headers"))?;
-    }
     let folder = source.tree.join("tools/testing/selftests").join(folder);
     // With a sub-make's level, lib.mk leaves the headers alone.
     let output = format!("OUTPUT={}", folder.display());

@@ -1,10 +1,11 @@
 //! `cargo xtask conformance`: does a program that was written for the kernel's
-//! iommufd find it in ours? The judges are the kernel's own selftests.
+//! iommufd find it in ours? The judges are the kernel's own headers and selftests.
 
 mod apt;
 mod build;
 mod expected;
 mod hugepages;
+mod layout;
 mod report;
 mod run;
 mod source;
@@ -20,7 +21,7 @@ use source::Source;
 /// Command line.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// A suite (iommu), a case name with * for anything, or a part of one
+    /// A suite (layout, iommu), a case name with * for anything, or a part of one
     filter: Option<String>,
     /// A Linux source tree or a tarball of one, instead of the package
     #[arg(long, value_name = "PATH")]
@@ -42,33 +43,38 @@ struct Suite {
 
 const SUITES: &[Suite] = &[Suite { name: "iommu", programs: &["iommufd", "iommufd_fail_nth"] }];
 
+/// The suite that needs no programs.
+const LAYOUT: &str = "layout";
+
 /// Runs the selected cases. True if none failed and none is missing.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     let filter = options.filter.as_deref();
-    let by_suite = SUITES.iter().any(|suite| filter == Some(suite.name));
-    let suites = SUITES.iter().filter(|suite| !by_suite || filter == Some(suite.name));
-    let pattern = filter.filter(|_| !by_suite);
+    let names: Vec<_> =
+        std::iter::once(LAYOUT).chain(SUITES.iter().map(|suite| suite.name)).collect();
+    let suite = names.iter().copied().find(|name| filter == Some(name));
+    let chosen = |name: &str| suite.is_none_or(|suite| suite == name);
+    let pattern = filter.filter(|_| suite.is_none());
+    let wanted = |case: &str| pattern.is_none_or(|pattern| selects(pattern, case));
 
     build::prerequisites()?;
     let source = Source::obtain(options.linux_src.as_deref())?;
-    println!("selftests of Linux {}", source.version);
+    build::headers(&source)?;
+    let mut claims = layout::claims();
+    claims.retain(|claim| chosen(LAYOUT) && wanted(&claim.name));
+    println!("headers and selftests of Linux {}", source.version);
     let mut selected = Vec::new();
-    for suite in suites {
+    for suite in SUITES.iter().filter(|suite| chosen(suite.name)) {
         for program in build::programs(&source, suite.name, suite.programs)? {
             let all = run::list(&program.path)?;
             let count = all.len();
-            let cases: Vec<_> = all
-                .into_iter()
-                .filter(|case| pattern.is_none_or(|pattern| selects(pattern, case)))
-                .collect();
+            let cases: Vec<_> = all.into_iter().filter(|case| wanted(case)).collect();
             if !cases.is_empty() {
                 let whole = cases.len() == count;
                 selected.push((program, cases, whole));
             }
         }
     }
-    if selected.is_empty() {
-        let names: Vec<_> = SUITES.iter().map(|suite| suite.name).collect();
+    if selected.is_empty() && claims.is_empty() {
         return Err(format!(
             "no case matches {:?}; suites: {}; `--list` shows all cases",
             pattern.unwrap_or_default(),
@@ -77,6 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         .into());
     }
     if options.list {
+        claims.iter().for_each(|claim| println!("{}", claim.name));
         for case in selected.iter().flat_map(|(_, cases, _)| cases) {
             let note =
                 expected::not_yet(case).map_or(String::new(), |why| format!("  (not yet: {why})"));
@@ -87,6 +94,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 
     let runner = match &options.runner {
         Some(runner) => runner.split_whitespace().map(str::to_owned).collect(),
+        None if selected.is_empty() => Vec::new(),
         None => run::build_runner()?,
     };
     let wants_huge_pages = selected
@@ -97,6 +105,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let no_huge_pages = huge_pages.as_ref().err().map(ToString::to_string);
 
     let mut report = Report::new(no_huge_pages);
+    if !claims.is_empty() {
+        report.add_layout(claims.len(), &layout::check(&source, &claims)?);
+    }
     for (program, cases, whole) in &selected {
         println!("running {}: {} cases", program.name, cases.len());
         let arguments = (!whole).then_some(cases.as_slice());

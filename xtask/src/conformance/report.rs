@@ -1,6 +1,7 @@
 //! What is said about the results, and what counts.
 
 use super::expected;
+use super::layout::Denied;
 use super::run::Ran;
 use super::tap::{Case, Outcome};
 
@@ -19,6 +20,17 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(no_huge_pages: Option<String>) -> Self {
         Self { no_huge_pages, passed: 0, failed: 0, skipped: 0, expected: 0 }
+    }
+
+    /// Counts the layouts and numbers that were checked, and prints those that
+    /// the headers deny.
+    pub(crate) fn add_layout(&mut self, checked: usize, denied: &[Denied]) {
+        println!("layout: {checked} checked");
+        for Denied { name, why } in denied {
+            println!("FAILED {name}: {why}");
+        }
+        self.passed += checked - denied.len();
+        self.failed += denied.len();
     }
 
     /// Judges what `program` made of `cases`, and prints what is worth reading.
