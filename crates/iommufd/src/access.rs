@@ -20,19 +20,23 @@ pub trait AccessHandler: Send + Sync {
 /// An access object.
 pub(crate) struct Access {
     handler: Arc<dyn AccessHandler>,
+    /// Where it reads, writes and pins; nowhere while it changes.
     ioas: Option<Id>,
+    /// Where what it has pinned lies, until it is told to let go.
+    pinned_in: Option<Id>,
     pins: bool,
 }
 
 impl Access {
+    /// The IOAS that it holds.
     pub(crate) fn ioas(&self) -> Option<Id> {
-        self.ioas
+        self.pinned_in
     }
 }
 
 impl State {
     pub(crate) fn dispose_access(&mut self, id: Id, access: &Access) {
-        self.detach_access(id, access.ioas);
+        self.detach_access(id, access.pinned_in);
     }
 
     fn detach_access(&mut self, id: Id, ioas_id: Option<Id>) {
@@ -52,7 +56,8 @@ impl Context {
     /// Makes an access. One that `pins` makes the IOAS keep to whole pages.
     pub fn access_create(&self, handler: Arc<dyn AccessHandler>, pins: bool) -> Result<Id, Error> {
         let mut state = self.lock();
-        let id = state.reserve(Object::Access(Access { handler, ioas: None, pins }))?;
+        let id =
+            state.reserve(Object::Access(Access { handler, ioas: None, pinned_in: None, pins }))?;
         state.objects.finalize(id);
         // Its maker holds it: user space cannot destroy it.
         state.objects.hold(id);
@@ -71,14 +76,15 @@ impl Context {
     pub fn access_attach(&self, id: Id, ioas_id: Id) -> Result<(), Error> {
         let mut state = self.lock();
         let access = state.access(id)?;
-        if access.ioas.is_some() {
+        if access.pinned_in.is_some() {
             return Err(Error::Invalid("the access has an IOAS already"));
         }
         let alignment = if access.pins { PAGE_SIZE } else { 1 };
         let (ioas, pages) = state.ioas_and_pages(ioas_id)?;
         ioas.add_access(pages, id, alignment)?;
         state.objects.hold(ioas_id);
-        state.access_mut(id)?.ioas = Some(ioas_id);
+        let access = state.access_mut(id)?;
+        (access.ioas, access.pinned_in) = (Some(ioas_id), Some(ioas_id));
         Ok(())
     }
 
@@ -88,22 +94,24 @@ impl Context {
         let (handler, old) = {
             let mut state = self.lock();
             let access = state.access(id)?;
-            let (handler, old, pins) = (access.handler.clone(), access.ioas, access.pins);
-            if old == Some(ioas_id) {
+            let (handler, pins) = (access.handler.clone(), access.pins);
+            let old = access.ioas.ok_or(Error::NotMapped(0))?;
+            if old == ioas_id {
                 return Ok(());
             }
             let alignment = if pins { PAGE_SIZE } else { 1 };
             let (ioas, pages) = state.ioas_and_pages(ioas_id)?;
             ioas.add_access(pages, id, alignment)?;
             state.objects.hold(ioas_id);
+            // No new pins from here on; those there are can still be undone.
+            state.access_mut(id)?.ioas = None;
             (handler, old)
         };
-        if old.is_some() {
-            handler.unmap(0, u64::MAX);
-        }
+        handler.unmap(0, u64::MAX);
         let mut state = self.lock();
-        state.detach_access(id, old);
-        state.access_mut(id)?.ioas = Some(ioas_id);
+        state.detach_access(id, Some(old));
+        let access = state.access_mut(id)?;
+        (access.ioas, access.pinned_in) = (Some(ioas_id), Some(ioas_id));
         Ok(())
     }
 
