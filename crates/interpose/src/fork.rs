@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 use host_linux::{PrivateFd, close_private_fds};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
-use crate::mappings;
 use crate::process::{Process, existing, replace};
 use crate::table::Slab;
+use crate::{caretaker, mappings};
 
 /// A page that reads as zeros in a child: how a fork that ran no handler (a bare
 /// `clone` system call) is noticed.
@@ -19,8 +19,11 @@ static MARK: AtomicPtr<AtomicU8> = AtomicPtr::new(std::ptr::null_mut());
 
 /// Called once, with the first state of a process.
 pub(crate) fn register() {
-    // SAFETY: the handlers may be called at any fork from now on.
-    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+    // SAFETY: the handlers may be called at any fork, and the exit, from now on.
+    unsafe {
+        libc::pthread_atfork(Some(prepare), Some(parent), Some(child));
+        libc::atexit(caretaker::before_exit);
+    }
     let len = host::PAGE_SIZE as usize;
     // SAFETY: a new page, which is never unmapped.
     unsafe {
@@ -35,7 +38,8 @@ pub(crate) fn register() {
     mark();
 }
 
-fn mark() {
+/// Says that this process knows what it is.
+pub(crate) fn mark() {
     // SAFETY: null or the page, which is never unmapped.
     if let Some(mark) = unsafe { MARK.load(Ordering::Relaxed).as_ref() } {
         mark.store(1, Ordering::Relaxed);

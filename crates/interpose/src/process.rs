@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use host::{Errno, File, User};
@@ -28,7 +28,7 @@ pub(crate) static CONFIG: OnceLock<Config> = OnceLock::new();
 /// State of one process. A forked child makes its own and leaves the parent's
 /// untouched: what it holds is the parent's to release.
 pub(crate) struct Process {
-    pid: u32,
+    pid: AtomicU32,
     host: OnceLock<Arc<Host>>,
     paths: OnceLock<PathTable>,
     pub(crate) slab: RwLock<Slab>,
@@ -126,6 +126,10 @@ fn first() -> &'static Process {
     }
 }
 
+fn real_pid() -> u32 {
+    rustix::process::getpid().as_raw_nonzero().get() as u32
+}
+
 /// The state if there is any yet.
 pub(crate) fn existing() -> Option<&'static Process> {
     // SAFETY: null or a leaked box.
@@ -135,7 +139,7 @@ pub(crate) fn existing() -> Option<&'static Process> {
 impl Process {
     pub(crate) fn new(slab: Slab) -> Self {
         Self {
-            pid: rustix::process::getpid().as_raw_nonzero().get() as u32,
+            pid: AtomicU32::new(real_pid()),
             host: OnceLock::new(),
             paths: OnceLock::new(),
             slab: RwLock::new(slab),
@@ -149,13 +153,25 @@ impl Process {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.pid
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    /// Makes this state, a copy of another process's, that of the caller.
+    pub(crate) fn take_over(&self) {
+        self.pid.store(real_pid(), Ordering::Relaxed);
+        if let Some(host) = self.host.get() {
+            host.take_over();
+        }
+        let mut slab = self.slab.write();
+        for fd in slab.fds_in(0, u32::MAX) {
+            slab.detach(fd);
+        }
     }
 
     /// Whether this is really a `vfork` child borrowing our memory: what it
     /// does to its descriptors is not done to ours.
     pub(crate) fn is_borrowed(&self) -> bool {
-        rustix::process::getpid().as_raw_nonzero().get() as u32 != self.pid
+        real_pid() != self.pid()
     }
 
     /// The memory of this process.
