@@ -312,6 +312,26 @@ fn open_and_leave() {
         "exit" => std::process::exit(0),
         // SAFETY: ends this process.
         "_exit" => unsafe { libc::_exit(0) },
+        "exec self" => {
+            rustix::io::fcntl_setfd(&device, rustix::io::FdFlags::empty()).unwrap();
+            let number = format!("COUNTER_FD={}\0", device.as_raw_fd());
+            let program = c"/proc/self/exe".as_ptr();
+            let args = [
+                c"fork".as_ptr(),
+                c"--exact".as_ptr(),
+                c"uses_later".as_ptr(),
+                c"--ignored".as_ptr(),
+            ];
+            let args = [&args[..], &[std::ptr::null()]].concat();
+            // SAFETY: C strings and lists that end in null.
+            unsafe {
+                libc::execve(
+                    program,
+                    args.as_ptr(),
+                    [number.as_ptr().cast(), std::ptr::null()].as_ptr(),
+                )
+            };
+        }
         _ => {
             let name = c"/bin/true".as_ptr();
             // SAFETY: C strings and a list that ends in null.
@@ -320,10 +340,24 @@ fn open_and_leave() {
     }
 }
 
+/// What that becomes if it is to become itself.
+#[test]
+#[ignore = "run by another test"]
+fn uses_later() {
+    let _one = setup();
+    let fd = std::env::var("COUNTER_FD")
+        .expect("run by another test")
+        .parse()
+        .unwrap();
+    // SAFETY: inherited.
+    let device = unsafe { std::fs::File::from_raw_fd(fd) };
+    assert_eq!(add(&device, 0).map(|sum| sum > 0), Ok(true));
+}
+
 #[test]
 fn files_outlive_the_process_that_opened_them() {
     let _one = setup();
-    for leave in ["exit", "_exit", "exec"] {
+    for leave in ["exit", "_exit", "exec", "exec self"] {
         let mut opener = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "open_and_leave", "--ignored", "--nocapture"])
             .env("COUNTER_LEAVE", leave)
@@ -350,11 +384,8 @@ fn an_exec_that_fails_changes_nothing() {
     let device = open();
     let name = c"/nonexistent".as_ptr();
     // SAFETY: C strings and a list that ends in null.
-    assert_eq!(
-        unsafe { libc::execv(name, [name, std::ptr::null()].as_ptr()) },
-        -1
-    );
-    assert_eq!(last_errno(), Errno::NOENT);
+    let result = unsafe { libc::execv(name, [name, std::ptr::null()].as_ptr()) };
+    assert_eq!((result, last_errno()), (-1, Errno::NOENT));
     let child = in_child(|| assert_eq!(add(&device, 1), Ok(1)));
     assert!(child.wait());
     assert_eq!(add(&device, 1), Ok(2));
