@@ -65,20 +65,17 @@ pub(crate) extern "C" fn before_exit() {
 fn start(process: &'static Process) -> Option<Caretaker> {
     process.host().ok()?.inherit(true);
     let (wait, signal) = pipe_with(PipeFlags::CLOEXEC).ok()?;
-    // The copy must find the table in one piece.
-    let table = process.slab.write();
-    // Twice, so that it is nobody's child, and without a signal at its end.
-    match clone() {
+    // Twice, so that it is nobody's child. First with the C library's care for its
+    // own locks, and with our handler's for ours.
+    match fork::copy() {
         0 => {
             if clone() == 0 {
-                drop(table);
                 drop(signal);
                 take_care(process, wait);
             }
             exit()
         }
         child if child > 0 => {
-            drop(table);
             // SAFETY: waits for the intermediate process, which leaves at once.
             unsafe {
                 syscall6(
@@ -107,8 +104,8 @@ fn exit() -> ! {
 
 /// The caretaker's life.
 fn take_care(process: &'static Process, wait: OwnedFd) -> ! {
-    fork::mark();
-    process.take_over();
+    // SAFETY: this is the copy that `fork::copy` made, and has one thread.
+    let process = unsafe { fork::take_over(process) };
     let Ok(wait) = host_linux::PrivateFd::new(wait) else {
         exit()
     };

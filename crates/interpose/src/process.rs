@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use host::{Errno, File, User};
@@ -28,7 +28,7 @@ pub(crate) static CONFIG: OnceLock<Config> = OnceLock::new();
 /// State of one process. A forked child makes its own and leaves the parent's
 /// untouched: what it holds is the parent's to release.
 pub(crate) struct Process {
-    pid: AtomicU32,
+    pid: u32,
     host: OnceLock<Arc<Host>>,
     paths: OnceLock<PathTable>,
     pub(crate) slab: RwLock<Slab>,
@@ -139,7 +139,7 @@ pub(crate) fn existing() -> Option<&'static Process> {
 impl Process {
     pub(crate) fn new(slab: Slab) -> Self {
         Self {
-            pid: AtomicU32::new(real_pid()),
+            pid: real_pid(),
             host: OnceLock::new(),
             paths: OnceLock::new(),
             slab: RwLock::new(slab),
@@ -153,19 +153,37 @@ impl Process {
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.pid.load(Ordering::Relaxed)
+        self.pid
     }
 
-    /// Makes this state, a copy of another process's, that of the caller.
-    pub(crate) fn take_over(&self) {
-        self.pid.store(real_pid(), Ordering::Relaxed);
-        if let Some(host) = self.host.get() {
-            host.take_over();
-        }
-        let mut slab = self.slab.write();
+    /// The state of a copy of this process that goes on in its place.
+    ///
+    /// # Safety
+    /// Only in such a copy, with one thread, made while the table was locked.
+    pub(crate) unsafe fn continued(&'static self) -> Self {
+        // A new lock: the old may have waiters that did not come along.
+        // SAFETY: as promised by the caller; the original is never used again.
+        let mut slab = unsafe { std::ptr::read(self.slab.data_ptr()) };
         for fd in slab.fds_in(0, u32::MAX) {
             slab.detach(fd);
         }
+        let process = Self::new(slab);
+        if let Some(host) = self.host.get() {
+            host.take_over();
+            let _ = process.host.set(Arc::clone(host));
+        }
+        if let Some(paths) = self.paths.get() {
+            let _ = process.paths.set(paths.clone());
+        }
+        if let Some(service) = self.service.get() {
+            let _ = process.service.set(Arc::clone(service));
+        }
+        if let Some((client, end)) = self.control.get()
+            && let Some(client) = PrivateFd::adopt(client.as_raw_fd())
+        {
+            let _ = process.control.set((client, Arc::clone(end)));
+        }
+        process
     }
 
     /// Whether this is really a `vfork` child borrowing our memory: what it
