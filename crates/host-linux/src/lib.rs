@@ -20,7 +20,9 @@ mod object;
 mod phys;
 mod place;
 mod remote;
+mod scratch;
 mod segment;
+mod sys;
 mod user_copy;
 mod vma;
 
@@ -37,12 +39,12 @@ pub use local::LocalMm;
 pub use memfile::FdFile;
 pub use phys::Phys;
 pub use remote::RemoteMm;
+pub use sys::syscall6;
 
 /// The memory of one process and of those that talk to it.
 ///
 /// A forked child must not use its copy of the parent's `Host`: it makes its own.
 pub struct Host {
-    pid: u32,
     phys: Arc<Phys>,
     phys_dyn: Arc<dyn PhysMemory>,
     local: Arc<dyn Mm>,
@@ -52,12 +54,12 @@ pub struct Host {
 impl Host {
     /// The host as this process sees it. Needs `/proc`.
     pub fn new() -> io::Result<Arc<Self>> {
-        user_copy::set_own_pid();
-        let pid = std::process::id();
+        if user_copy::set_own_pid() {
+            scratch::renew();
+        }
         let phys = Arc::new(Phys::new());
         let local: Arc<dyn Mm> = Arc::new(LocalMm::new(Arc::clone(&phys))?);
         Ok(Arc::new(Self {
-            pid,
             phys_dyn: Arc::clone(&phys) as Arc<dyn PhysMemory>,
             phys,
             local,
@@ -78,7 +80,7 @@ impl Host {
     /// The address space of the process `pid`: the same one, with the same
     /// counters, for as long as the process lives and does not exec.
     pub fn mm_of(&self, pid: u32) -> io::Result<Arc<dyn Mm>> {
-        if pid == self.pid {
+        if pid == user_copy::own_pid() {
             return Ok(Arc::clone(&self.local));
         }
         let mut remotes = self.remotes.lock();
@@ -97,7 +99,7 @@ impl Host {
     /// [`Host::mm_of`] has met; its counters are what `/proc/PID/status` should
     /// tell.
     pub fn known_mm(&self, pid: u32) -> Option<Arc<dyn Mm>> {
-        if pid == self.pid {
+        if pid == user_copy::own_pid() {
             return Some(Arc::clone(&self.local));
         }
         let remotes = self.remotes.lock();

@@ -13,7 +13,7 @@ use crate::fd::PrivateFd;
 use crate::memfile::key_of;
 use crate::object::{Key, Table};
 use crate::segment::Segment;
-use crate::user_copy::{own_pid, read_process, write_process};
+use crate::user_copy::{read_own, write_own};
 
 /// The physical address space of one process's machine.
 pub struct Phys {
@@ -56,20 +56,14 @@ impl Phys {
 
 impl PhysMemory for Phys {
     fn read(&self, pa: u64, buf: &mut [u8]) -> Result<(), BusError> {
-        let result = if pa < WINDOW_START {
-            read_process(own_pid(), pa, buf)
-        } else {
-            self.table.read().read(pa, buf)
-        };
+        let result =
+            if pa < WINDOW_START { read_own(pa, buf) } else { self.table.read().read(pa, buf) };
         result.map_err(|_| BusError { pa })
     }
 
     fn write(&self, pa: u64, buf: &[u8]) -> Result<(), BusError> {
-        let result = if pa < WINDOW_START {
-            write_process(own_pid(), pa, buf)
-        } else {
-            self.table.read().write(pa, buf)
-        };
+        let result =
+            if pa < WINDOW_START { write_own(pa, buf) } else { self.table.read().write(pa, buf) };
         result.map_err(|_| BusError { pa })
     }
 

@@ -10,7 +10,7 @@ use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use rustix::mm::{madvise, mmap, mprotect, mremap_fixed};
 
 use crate::place::Place;
-use crate::user_copy::{own_pid, read_process, write_process};
+use crate::user_copy::{read_own, read_process, write_own, write_process};
 use crate::vma::{Maps, Vma};
 
 /// A stretch of an object that can be read and perhaps written.
@@ -144,9 +144,7 @@ impl Segment {
                 unsafe { copy(from, buf.as_mut_ptr(), buf.len()) };
                 Ok(())
             }
-            Backing::Mapping(mapping) => {
-                read_process(own_pid(), mapping.place.base() as u64 + delta, buf)
-            }
+            Backing::Mapping(mapping) => read_own(mapping.place.base() as u64 + delta, buf),
             Backing::Client { pid, maps, va } => {
                 read_process(*pid, va + delta, buf)?;
                 // The process may have become another one meanwhile.
@@ -165,9 +163,7 @@ impl Segment {
                 unsafe { copy(buf.as_ptr(), to, buf.len()) };
                 Ok(())
             }
-            Backing::Mapping(mapping) => {
-                write_process(own_pid(), mapping.place.base() as u64 + delta, buf)
-            }
+            Backing::Mapping(mapping) => write_own(mapping.place.base() as u64 + delta, buf),
             Backing::Client { pid, maps, va } => {
                 if !maps.is_alive() {
                     return Err(Fault { va: va + delta });

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use host::Fault;
 
+use crate::scratch;
+
 thread_local! {
     /// The calling thread's stack, `(lowest, end)`; `end` is 0 until asked for.
     static STACK: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
@@ -13,9 +15,10 @@ thread_local! {
 /// This process, as [`crate::Host`] last saw it.
 static OWN_PID: AtomicU32 = AtomicU32::new(0);
 
-/// Notes which process this is.
-pub(crate) fn set_own_pid() {
-    OWN_PID.store(std::process::id(), Ordering::Relaxed);
+/// Notes which process this is; whether that is news.
+pub(crate) fn set_own_pid() -> bool {
+    let pid = std::process::id();
+    OWN_PID.swap(pid, Ordering::Relaxed) != pid
 }
 
 /// This process.
@@ -66,7 +69,7 @@ pub(crate) fn from_self(va: u64, buf: &mut [u8]) -> Result<(), Fault> {
         unsafe { std::ptr::copy(va as *const u8, buf.as_mut_ptr(), buf.len()) };
         return Ok(());
     }
-    read_process(own_pid(), va, buf)
+    read_own(va, buf)
 }
 
 /// Writes our own process's memory at `va`.
@@ -78,7 +81,27 @@ pub(crate) fn to_self(va: u64, buf: &[u8]) -> Result<(), Fault> {
         unsafe { std::ptr::copy(buf.as_ptr(), va as *mut u8, buf.len()) };
         return Ok(());
     }
-    write_process(own_pid(), va, buf)
+    write_own(va, buf)
+}
+
+/// Reads this process's memory, all of it or a fault.
+pub(crate) fn read_own(va: u64, buf: &mut [u8]) -> Result<(), Fault> {
+    let quick = if buf.len() <= scratch::MAX { scratch::read(va, buf) } else { None };
+    match quick {
+        Some(true) => Ok(()),
+        Some(false) => Err(Fault { va }),
+        None => read_process(own_pid(), va, buf),
+    }
+}
+
+/// Writes this process's memory, all of it or a fault.
+pub(crate) fn write_own(va: u64, buf: &[u8]) -> Result<(), Fault> {
+    let quick = if buf.len() <= scratch::MAX { scratch::write(va, buf) } else { None };
+    match quick {
+        Some(true) => Ok(()),
+        Some(false) => Err(Fault { va }),
+        None => write_process(own_pid(), va, buf),
+    }
 }
 
 /// Reads memory of the process `pid`, all of it or a fault.

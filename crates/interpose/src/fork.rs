@@ -4,23 +4,54 @@
 //! one moment; it is leaked, never dropped, and the child reaches the real one
 //! through its descriptors.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 use host_linux::{PrivateFd, close_private_fds};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 
-use crate::mappings;
 use crate::process::{Process, existing, replace};
 use crate::table::Slab;
+use crate::{caretaker, mappings};
 
 /// A page that reads as zeros in a child: how a fork that ran no handler (a bare
 /// `clone` system call) is noticed.
 static MARK: AtomicPtr<AtomicU8> = AtomicPtr::new(std::ptr::null_mut());
 
+thread_local! {
+    static COPYING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Forks a copy of this process that keeps its state, with our tables locked.
+pub(crate) fn copy() -> i32 {
+    COPYING.set(true);
+    // SAFETY: the copy leaves for good or calls `take_over` first of all.
+    let pid = unsafe { libc::fork() };
+    COPYING.set(false);
+    pid
+}
+
+/// Makes such a copy the process that its original was.
+///
+/// # Safety
+/// Only in a copy from [`copy`], with one thread.
+pub(crate) unsafe fn take_over(process: &'static Process) -> &'static Process {
+    mark();
+    // SAFETY: as promised by the caller. What the program mapped went with it.
+    unsafe {
+        mappings::forget();
+        mappings::unlock();
+        replace(process.continued())
+    }
+}
+
 /// Called once, with the first state of a process.
 pub(crate) fn register() {
-    // SAFETY: the handlers may be called at any fork from now on.
-    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+    // SAFETY: the handlers may be called at any fork, and the exit, from now on.
+    unsafe {
+        libc::pthread_atfork(Some(prepare), Some(parent), Some(child));
+        libc::atexit(caretaker::before_exit);
+    }
     let len = host::PAGE_SIZE as usize;
     // SAFETY: a new page, which is never unmapped.
     unsafe {
@@ -35,7 +66,8 @@ pub(crate) fn register() {
     mark();
 }
 
-fn mark() {
+/// Says that this process knows what it is.
+pub(crate) fn mark() {
     // SAFETY: null or the page, which is never unmapped.
     if let Some(mark) = unsafe { MARK.load(Ordering::Relaxed).as_ref() } {
         mark.store(1, Ordering::Relaxed);
@@ -66,7 +98,8 @@ extern "C" fn parent() {
 }
 
 extern "C" fn child() {
-    if existing().is_some() {
+    // A copy that may go on in our place must not forget.
+    if existing().is_some() && !COPYING.get() {
         become_child(true);
         // SAFETY: locked by `prepare`, on the thread that this one copies.
         unsafe { mappings::unlock() };

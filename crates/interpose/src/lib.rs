@@ -9,6 +9,7 @@
 //! It knows nothing of what the devices are: [`install`] takes a table of paths.
 
 mod calls;
+mod caretaker;
 mod client;
 mod fork;
 mod handle;

@@ -152,6 +152,13 @@ next! {
     fn recvmsg(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t = SYS_recvmsg[fd, msg, flags];
     fn recvmmsg(fd: c_int, msgs: *mut mmsghdr, n: c_uint, flags: c_int, timeout: *mut libc::timespec) -> c_int = SYS_recvmmsg[fd, msgs, n, flags, timeout];
 
+    fn execve(path: Str, args: *const Str, env: *const Str) -> c_int = SYS_execve[path, args, env];
+    fn execv(path: Str, args: *const Str) -> c_int;
+    fn execvp(file: Str, args: *const Str) -> c_int;
+    fn execvpe(file: Str, args: *const Str, env: *const Str) -> c_int;
+    fn execveat(dir: c_int, path: Str, args: *const Str, env: *const Str, flags: c_int) -> c_int = SYS_execveat[dir, path, args, env, flags];
+    fn fexecve(fd: c_int, args: *const Str, env: *const Str) -> c_int;
+
     fn capset(header: *mut c_void, data: *const c_void) -> c_int = SYS_capset[header, data];
     fn setuid(uid: c_uint) -> c_int = SYS_setuid[uid];
     fn seteuid(uid: c_uint) -> c_int;

@@ -126,6 +126,10 @@ fn first() -> &'static Process {
     }
 }
 
+fn real_pid() -> u32 {
+    rustix::process::getpid().as_raw_nonzero().get() as u32
+}
+
 /// The state if there is any yet.
 pub(crate) fn existing() -> Option<&'static Process> {
     // SAFETY: null or a leaked box.
@@ -135,7 +139,7 @@ pub(crate) fn existing() -> Option<&'static Process> {
 impl Process {
     pub(crate) fn new(slab: Slab) -> Self {
         Self {
-            pid: rustix::process::getpid().as_raw_nonzero().get() as u32,
+            pid: real_pid(),
             host: OnceLock::new(),
             paths: OnceLock::new(),
             slab: RwLock::new(slab),
@@ -152,10 +156,40 @@ impl Process {
         self.pid
     }
 
+    /// The state of a copy of this process that goes on in its place.
+    ///
+    /// # Safety
+    /// Only in such a copy, with one thread, made while the table was locked.
+    pub(crate) unsafe fn continued(&'static self) -> Self {
+        // A new lock: the old may have waiters that did not come along.
+        // SAFETY: as promised by the caller; the original is never used again.
+        let mut slab = unsafe { std::ptr::read(self.slab.data_ptr()) };
+        for fd in slab.fds_in(0, u32::MAX) {
+            slab.detach(fd);
+        }
+        let process = Self::new(slab);
+        if let Some(host) = self.host.get() {
+            host.take_over();
+            let _ = process.host.set(Arc::clone(host));
+        }
+        if let Some(paths) = self.paths.get() {
+            let _ = process.paths.set(paths.clone());
+        }
+        if let Some(service) = self.service.get() {
+            let _ = process.service.set(Arc::clone(service));
+        }
+        if let Some((client, end)) = self.control.get()
+            && let Some(client) = PrivateFd::adopt(client.as_raw_fd())
+        {
+            let _ = process.control.set((client, Arc::clone(end)));
+        }
+        process
+    }
+
     /// Whether this is really a `vfork` child borrowing our memory: what it
     /// does to its descriptors is not done to ours.
     pub(crate) fn is_borrowed(&self) -> bool {
-        rustix::process::getpid().as_raw_nonzero().get() as u32 != self.pid
+        real_pid() != self.pid()
     }
 
     /// The memory of this process.

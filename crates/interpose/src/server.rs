@@ -34,7 +34,7 @@ pub(crate) fn start(process: &'static Process) -> Result<&'static Arc<PrivateFd>
         epoll
     });
     if ours {
-        spawn("softiommu", move || serve_all(process, shared))?;
+        spawn("softiommu", move || serve_while(process, shared, || true))?;
     }
     Ok(shared)
 }
@@ -56,10 +56,14 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Errno> {
 
 /// The service: hands out calls and notices when a file's last descriptor is
 /// closed somewhere.
-fn serve_all(process: &'static Process, epoll: &'static Arc<PrivateFd>) {
+pub(crate) fn serve_while(
+    process: &'static Process,
+    epoll: &'static Arc<PrivateFd>,
+    needed: impl Fn() -> bool,
+) {
     let _inside = Inside::enter();
     let mut events = Vec::with_capacity(64);
-    loop {
+    while needed() {
         events.clear();
         match epoll::wait(epoll, rustix::buffer::spare_capacity(&mut events), None) {
             Ok(_) | Err(Errno::INTR) => {}

@@ -106,6 +106,11 @@ impl Slab {
         Some(handle)
     }
 
+    /// Whether any file is served by this process.
+    pub(crate) fn serves(&self) -> bool {
+        self.iter().any(|handle| handle.file.is_some())
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Handle> {
         self.slots.iter().flatten()
     }

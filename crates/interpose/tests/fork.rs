@@ -271,6 +271,105 @@ fn descriptors_survive_exec() {
     assert_eq!(add(&device, 0), Ok(6));
 }
 
+/// What the program does that [`files_outlive_the_process_that_opened_them`] runs.
+#[test]
+#[ignore = "run by another test"]
+fn open_and_leave() {
+    let _one = setup();
+    let leave = std::env::var("COUNTER_LEAVE").expect("run by another test");
+    let device = open();
+    add(&device, 1).unwrap();
+    // SAFETY: forks a child that tells what it sees, and leaves.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // Until the other process is gone.
+        let _ = std::io::stdin().read(&mut [0]);
+        let same = add(&device, 1);
+        let made = ioctl(&device, CHILD, 1).map(|fd| ioctl_raw(fd, CAPABLE, 0).is_ok());
+        let text = format!("seen: {same:?} {made:?} {:?}\n", add(&open(), 5));
+        let _ = std::io::stdout().write_all(text.as_bytes());
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(0) };
+    }
+    match &*leave {
+        "exit" => std::process::exit(0),
+        // SAFETY: ends this process.
+        "_exit" => unsafe { libc::_exit(0) },
+        "exec self" => {
+            rustix::io::fcntl_setfd(&device, rustix::io::FdFlags::empty()).unwrap();
+            let number = format!("COUNTER_FD={}\0", device.as_raw_fd());
+            let program = c"/proc/self/exe".as_ptr();
+            let args = [
+                c"fork".as_ptr(),
+                c"--exact".as_ptr(),
+                c"uses_later".as_ptr(),
+                c"--ignored".as_ptr(),
+            ];
+            let args = [&args[..], &[std::ptr::null()]].concat();
+            // SAFETY: C strings and lists that end in null.
+            unsafe {
+                libc::execve(
+                    program,
+                    args.as_ptr(),
+                    [number.as_ptr().cast(), std::ptr::null()].as_ptr(),
+                )
+            };
+        }
+        _ => {
+            let name = c"/bin/true".as_ptr();
+            // SAFETY: C strings and a list that ends in null.
+            unsafe { libc::execv(name, [name, std::ptr::null()].as_ptr()) };
+        }
+    }
+}
+
+/// What that becomes if it is to become itself.
+#[test]
+#[ignore = "run by another test"]
+fn uses_later() {
+    let _one = setup();
+    let fd = std::env::var("COUNTER_FD").expect("run by another test").parse().unwrap();
+    // SAFETY: inherited.
+    let device = unsafe { std::fs::File::from_raw_fd(fd) };
+    assert_eq!(add(&device, 0).map(|sum| sum > 0), Ok(true));
+}
+
+#[test]
+fn files_outlive_the_process_that_opened_them() {
+    let _one = setup();
+    for leave in ["exit", "_exit", "exec", "exec self"] {
+        let mut opener = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "open_and_leave", "--ignored", "--nocapture"])
+            .env("COUNTER_LEAVE", leave)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = opener.stdin.take();
+        let mut stdout = opener.stdout.take().unwrap();
+        assert!(opener.wait().unwrap().success());
+        drop(stdin);
+        let mut told = String::new();
+        stdout.read_to_string(&mut told).unwrap();
+        assert!(told.contains("seen: Ok(2) Ok(true) Ok(5)"), "{leave}: {told}");
+    }
+}
+
+#[test]
+fn an_exec_that_fails_changes_nothing() {
+    let _one = setup();
+    let device = open();
+    let name = c"/nonexistent".as_ptr();
+    // SAFETY: C strings and a list that ends in null.
+    let result = unsafe { libc::execv(name, [name, std::ptr::null()].as_ptr()) };
+    assert_eq!((result, last_errno()), (-1, Errno::NOENT));
+    let child = in_child(|| assert_eq!(add(&device, 1), Ok(1)));
+    assert!(child.wait());
+    assert_eq!(add(&device, 1), Ok(2));
+    drop(device);
+    wait_live(0);
+}
+
 fn send_fd(socket: &OwnedFd, fd: impl AsFd) {
     let mut header = Header::new();
     header.push(fd.as_fd().as_raw_fd());

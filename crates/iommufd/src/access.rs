@@ -29,7 +29,7 @@ pub(crate) struct Access {
 
 impl Access {
     /// The IOAS that it holds.
-    pub(crate) fn ioas(&self) -> Option<Id> {
+    pub(crate) fn holds(&self) -> Option<Id> {
         self.pinned_in
     }
 }
@@ -138,7 +138,7 @@ impl Context {
     /// Takes back one [`Context::access_pin`] of exactly this range.
     pub fn access_unpin(&self, id: Id, iova: u64, len: u64) {
         let mut state = self.lock();
-        let Some(ioas_id) = state.access(id).ok().and_then(|access| access.ioas) else {
+        let Some(ioas_id) = state.access(id).ok().and_then(|access| access.pinned_in) else {
             return;
         };
         if let Ok((ioas, pages)) = state.ioas_and_pages(ioas_id) {

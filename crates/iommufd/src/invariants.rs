@@ -42,7 +42,7 @@ impl State {
                 }
                 Object::Access(access) => {
                     refer(id);
-                    access.ioas().into_iter().for_each(&mut refer);
+                    access.holds().into_iter().for_each(&mut refer);
                 }
                 Object::Device(_) => refer(id),
                 Object::Viommu(viommu) => refer(viommu.parent),

@@ -22,6 +22,12 @@ pub(super) unsafe extern "C" fn close(fd: c_int) -> c_int {
     unsafe { next::close(fd) }
 }
 
+/// Closes every descriptor of the program's.
+pub(crate) fn close_all() {
+    // SAFETY: the caller has no use for them.
+    close_around(0, c_uint::MAX, |first, last| unsafe { next::close_range(first, last, 0) });
+}
+
 /// Closes the range, around our own descriptors.
 fn close_around(first: c_uint, last: c_uint, close: impl Fn(c_uint, c_uint) -> c_int) -> c_int {
     let mut start = first;

@@ -13,9 +13,12 @@
 
 mod credentials;
 mod descriptor;
+mod exec;
 mod io;
 mod memory;
 mod message;
 mod open;
 mod stat;
 mod syscall;
+
+pub(crate) use descriptor::close_all;
