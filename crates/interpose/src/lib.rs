@@ -7,6 +7,17 @@
 //! the standard library's own calls arrive here too.
 //!
 //! It knows nothing of what the devices are: [`install`] takes a table of paths.
+//!
+//! The process that opens a file serves it; forked children, programs after exec
+//! and receivers of a passed descriptor call that process through the
+//! descriptor itself, which is one end of a socket pair.
+//!
+//! # Limits
+//! - Static programs and bare system call instructions are not seen, nor are the
+//!   C library's calls to itself: `opendir` below our paths, `execl`.
+//! - Paths are compared as written, absolute, without `..` or symbolic links.
+//! - A path argument that points nowhere crashes instead of failing with `EFAULT`.
+//! - Files of a process that was killed answer `ENODEV` in others.
 
 mod calls;
 mod caretaker;
