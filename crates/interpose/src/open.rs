@@ -5,7 +5,7 @@ use std::io::{Seek, Write};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::Arc;
 
-use host::{Errno, File, FileMode, Task};
+use host::{Errno, File, FileMode, PAGE_SIZE, Task};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::FdFlags;
 
@@ -21,7 +21,8 @@ use crate::task::LocalTask;
 #[inline]
 pub(crate) unsafe fn candidate<'a>(path: *const c_char) -> Option<&'a str> {
     let config = CONFIG.get()?;
-    if path.is_null() {
+    // What no address can be is for the kernel to refuse: EFAULT, not a signal.
+    if !(PAGE_SIZE..1 << 56).contains(&(path as u64)) {
         return None;
     }
     // SAFETY: not null, so a C string.

@@ -95,3 +95,14 @@ fn a_bad_pointer_is_an_error_and_not_a_signal() {
         assert_eq!((result, errno), (-1, Some(libc::EFAULT)), "{address:#x}");
     }
 }
+
+#[test]
+fn a_path_that_cannot_be_an_address_is_the_kernels_to_refuse() {
+    drop(iommu());
+    for address in [0usize, 1, usize::MAX] {
+        // SAFETY: no memory is there, and it is the kernel that finds out.
+        let fd = unsafe { libc::open(address as *const _, libc::O_RDONLY) };
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        assert_eq!((fd, errno), (-1, Some(libc::EFAULT)), "{address:#x}");
+    }
+}
