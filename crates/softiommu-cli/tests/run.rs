@@ -1,25 +1,13 @@
 //! `softiommu run` as a user meets it.
 
+mod common;
+
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
-/// The library, built the way this test was, and with it the client.
-fn library() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let exe = Path::new(env!("CARGO_BIN_EXE_softiommu"));
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "-p", "softiommu-preload", "-p", "client"]);
-        if exe.parent().is_some_and(|dir| dir.ends_with("release")) {
-            cargo.arg("--release");
-        }
-        assert!(cargo.status().unwrap().success(), "cannot build the library");
-        exe.with_file_name("libsoftiommu_preload.so")
-    })
-}
+use common::library;
 
 fn softiommu(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_softiommu"));
