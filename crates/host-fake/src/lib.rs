@@ -321,6 +321,9 @@ impl Task for FakeTask {
     }
 
     fn install(&self, file: Arc<dyn File>, _cloexec: bool) -> Result<i32, Errno> {
+        if host::fail::point() {
+            return Err(Errno::MFILE);
+        }
         Ok(self.host.lock().install(OpenFile::Emulated(file)))
     }
 

@@ -18,6 +18,7 @@
 //! shared page pin to one physical address, in whatever process they are.
 #![forbid(unsafe_code)]
 
+pub mod fail;
 mod file;
 mod mm;
 mod task;

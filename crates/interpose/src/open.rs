@@ -34,6 +34,29 @@ pub(crate) unsafe fn candidate<'a>(path: *const c_char) -> Option<&'a str> {
     if ours { std::str::from_utf8(path).ok() } else { None }
 }
 
+/// A relative path that may be ours, made absolute.
+///
+/// # Safety
+/// As for [`candidate`].
+pub(crate) unsafe fn relative_candidate(dir: c_int, path: *const c_char) -> Option<String> {
+    let config = CONFIG.get()?;
+    if config.prefixes.relative.is_empty() || dir < 0 || Inside::now() {
+        return None;
+    }
+    if !(PAGE_SIZE..1 << 56).contains(&(path as u64)) {
+        return None;
+    }
+    // SAFETY: an address, so a C string.
+    let path = unsafe { CStr::from_ptr(path) }.to_bytes();
+    if !begins_like(path, config.prefixes.relative) {
+        return None;
+    }
+    let base = rustix::fs::readlink(format!("/proc/self/fd/{dir}"), Vec::new()).ok()?;
+    let (base, path) = (base.to_str().ok()?, std::str::from_utf8(path).ok()?);
+    let full = format!("{base}/{path}");
+    begins_like(full.as_bytes(), config.prefixes.build).then_some(full)
+}
+
 /// Who answers for a path of ours.
 enum Place {
     Here(&'static Node, Captures),

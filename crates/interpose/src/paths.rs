@@ -88,6 +88,9 @@ pub struct Prefixes {
     /// A path that begins so is looked up if the table has been built: there is
     /// nothing to tell of a machine that does not exist.
     pub if_built: &'static [&'static str],
+    /// A relative path that begins so is looked up in the directory that
+    /// `openat` is given.
+    pub relative: &'static [&'static str],
 }
 
 /// Whether `path` begins like one of `prefixes`.

@@ -107,6 +107,9 @@ impl Task for RemoteTask<'_> {
     }
 
     fn install(&self, file: Arc<dyn File>, cloexec: bool) -> Result<RawFd, Errno> {
+        if host::fail::point() {
+            return Err(Errno::MFILE);
+        }
         let client = self.process.export(file, None)?;
         self.ask(&Message::new(Tag::Install, &[u64::from(cloexec)]), Some(&client))
     }

@@ -108,6 +108,12 @@ fn accept(process: &'static Process, id: Id, end: &ServerEnd) {
 
 /// Serves one call.
 fn serve(process: &'static Process, id: Id, call: &OwnedFd, client: Option<OwnedFd>) {
+    serve_call(process, id, call, client);
+    // What is left of an injected failure went back with the answer.
+    host::fail::set_nth(0);
+}
+
+fn serve_call(process: &'static Process, id: Id, call: &OwnedFd, client: Option<OwnedFd>) {
     let Some((request, _)) = receive(call) else {
         return;
     };

@@ -93,6 +93,9 @@ impl Task for LocalTask {
     }
 
     fn install(&self, file: Arc<dyn File>, cloexec: bool) -> Result<RawFd, Errno> {
+        if host::fail::point() {
+            return Err(Errno::MFILE);
+        }
         self.process.install(file, cloexec, None)
     }
 

@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use host::Errno;
+use host::{Errno, fail};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -53,6 +53,8 @@ const TAGS: [Tag; 13] = [
 ];
 
 const WORDS: usize = 6;
+/// The word for the injected failure; the others are the message's own.
+const FAIL_NTH: usize = 5;
 const MAX_TEXT: usize = 4096;
 
 /// A message without its descriptors.
@@ -95,12 +97,15 @@ impl Message {
     }
 }
 
-/// Sends `message` with `fds`.
+/// Sends `message` with `fds`. The sending thread's injected failure goes along:
+/// whoever acts for it goes on counting.
 pub(crate) fn send(
     socket: impl AsFd,
     message: &Message,
     fds: &[BorrowedFd<'_>],
 ) -> Result<(), Errno> {
+    let mut message = message.clone();
+    message.words[FAIL_NTH] = u64::from(fail::nth());
     send_bytes(socket, &message.encode(), fds)
 }
 
@@ -127,7 +132,9 @@ pub(crate) fn send_bytes(
 pub(crate) fn receive(socket: impl AsFd) -> Option<(Message, Vec<OwnedFd>)> {
     let mut bytes = [0; 8 * (1 + WORDS) + MAX_TEXT];
     let (len, fds) = receive_bytes(socket, &mut bytes, RecvFlags::empty()).ok()?;
-    Some((Message::decode(&bytes[..len])?, fds))
+    let message = Message::decode(&bytes[..len])?;
+    fail::set_nth(message.words[FAIL_NTH] as u32);
+    Some((message, fds))
 }
 
 /// Receives one packet; 0 bytes at the end.

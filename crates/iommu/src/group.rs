@@ -270,9 +270,12 @@ impl Group {
             }
         }
         for (done, device) in devices.iter().enumerate() {
-            let Err(error) = device.driver.attach(device, target, new, &old) else {
-                continue;
+            let attached = if host::fail::point() {
+                Err(Error::NoMemory)
+            } else {
+                device.driver.attach(device, target, new, &old)
             };
+            let Err(error) = attached else { continue };
             for device in &devices[..done] {
                 let back = match &old {
                     Domain::Blocked => {

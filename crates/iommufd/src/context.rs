@@ -103,6 +103,9 @@ impl Iommufd {
 
 impl CharDevice for Iommufd {
     fn open(&self, _task: &dyn Task) -> Result<Arc<dyn File>, Errno> {
+        if host::fail::point() {
+            return Err(Errno::NOMEM);
+        }
         Ok(self.context())
     }
 
@@ -236,7 +239,12 @@ impl State {
     /// Gives a complete object an id that user space cannot look up yet. If
     /// there is none the object is undone.
     pub(crate) fn reserve(&mut self, object: Object) -> Result<Id, Error> {
-        self.objects.reserve(object).map_err(|(object, error)| {
+        let reserved = if host::fail::point() {
+            Err((object, Error::NoMemory("object ids")))
+        } else {
+            self.objects.reserve(object)
+        };
+        reserved.map_err(|(object, error)| {
             self.dispose(0, object);
             error
         })

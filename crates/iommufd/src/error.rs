@@ -88,6 +88,11 @@ impl From<FilePinError> for Error {
     }
 }
 
+/// A step that allocates: fails if fault injection says so.
+pub(crate) fn fallible(what: &'static str) -> Result<(), Error> {
+    if host::fail::point() { Err(Error::NoMemory(what)) } else { Ok(()) }
+}
+
 impl Error {
     /// The errno that the kernel answers: the one place where errors become
     /// numbers.

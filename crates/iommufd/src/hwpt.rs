@@ -8,6 +8,7 @@ use iommu::{
 use uapi::iommufd as u;
 
 use crate::context::{Object, State};
+use crate::error::fallible;
 use crate::fault::FaultQueue;
 use crate::{Error, Id};
 
@@ -157,6 +158,7 @@ impl State {
         wanted.set(PagingFlags::NEST_PARENT, flags & NEST_PARENT != 0);
         wanted.set(PagingFlags::DIRTY_TRACKING, flags & DIRTY_TRACKING != 0);
         wanted.set(PagingFlags::PASID, flags & PASID != 0);
+        fallible("a domain")?;
         let domain = driver.alloc_paging(device, wanted, data)?;
         let enforceable = driver.capable(device, Capability::EnforceCacheCoherency);
         let enforces_coherency = enforceable && domain.enforce_cache_coherency();
@@ -177,6 +179,7 @@ impl State {
         if parent.auto || !parent.nest_parent {
             return Err(Error::Invalid("the HWPT is not a nesting parent"));
         }
+        fallible("a nested domain")?;
         let domain = device.driver().alloc_nested(device, &parent.domain, data)?;
         let pasid_compatible = request.flags & PASID != 0;
         let common = Common { pasid_compatible, ..Common::default() };
@@ -196,6 +199,7 @@ impl State {
             return Err(Error::Unsupported("HWPT_ALLOC flags for a nested HWPT"));
         }
         let data = request.data.as_ref().ok_or(Error::Unsupported("nesting without data"))?;
+        fallible("a nested domain")?;
         let domain = viommu.viommu.alloc_nested(device, data)?;
         let pasid_compatible = request.flags & PASID != 0;
         let common = Common { pasid_compatible, ..Common::default() };

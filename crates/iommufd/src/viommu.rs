@@ -7,6 +7,7 @@ use host::{PAGE_SIZE, PhysAllocation};
 use iommu::{Device, Driver, EventSink, UserData, Viommu, ViommuHost};
 
 use crate::context::{Object, State};
+use crate::error::fallible;
 use crate::veventq::EventQueue;
 use crate::{Error, Id};
 
@@ -136,6 +137,7 @@ impl State {
         if !hwpt.nest_parent {
             return Err(Error::Invalid("the HWPT is not a nesting parent"));
         }
+        fallible("a vIOMMU")?;
         let domain = hwpt.domain.clone();
         let events = Arc::new(Events::default());
         let mut offsets = Vec::new();
@@ -199,6 +201,7 @@ impl State {
         if bound.vdevice.is_some() {
             return Err(Error::Exists("the device is in a vIOMMU already"));
         }
+        fallible("a vDEVICE")?;
         viommu.viommu.add_device(&device, virt_id)?;
         self.objects.hold(viommu_id);
         let object = VdeviceObject { viommu: viommu_id, device: device_id, virt_id };

@@ -43,6 +43,16 @@ pub(crate) struct Run {
     #[arg(long, value_name = "CAPABILITY")]
     grant: Vec<Grant>,
 
+    /// Make the N-th fallible step of the main thread fail: an allocation, a pin,
+    /// a copy, a driver's call, a new descriptor. Sweep N upwards until the
+    /// program does not notice
+    #[arg(long, value_name = "N")]
+    fail_nth: Option<u32>,
+
+    /// Offer the kernel's knobs for fault injection: /proc/self/task/TID/fail-nth
+    #[arg(long)]
+    fault_injection: bool,
+
     /// Log refused ioctls to standard error; -vv logs every emulated call
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -97,6 +107,7 @@ impl Run {
             None => Machine::with(self.iommu),
         };
         machine.grant.extend(&self.grant);
+        machine.fault_injection |= self.fault_injection;
         let library = library::find()?;
         let (name, args) = self.program.split_first().ok_or(ProgramError::Missing)?;
         let path = program::find(name)?;
@@ -109,6 +120,9 @@ impl Run {
             preload.push(others);
         }
         command.env("LD_PRELOAD", preload).env("SOFTIOMMU_MACHINE", machine.to_toml());
+        if let Some(nth) = self.fail_nth {
+            command.env("SOFTIOMMU_FAIL_NTH", nth.to_string());
+        }
         if self.verbose > 0 || self.log.is_some() {
             let level = if self.verbose > 1 { "trace" } else { "debug" };
             command.env("SOFTIOMMU_LOG_LEVEL", level);

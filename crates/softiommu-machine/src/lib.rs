@@ -5,6 +5,8 @@
 //! ```toml
 //! grant = ["sys-resource"]   # optional: act as if programs had CAP_SYS_RESOURCE
 //!
+//! fault-injection = true     # optional: /proc/self/task/TID/fail-nth works
+//!
 //! [[iommu]]
 //! name = "iommu0"            # optional, for logs
 //! model = "mock"             # the hardware of the kernel's iommufd selftests
@@ -29,11 +31,14 @@ use serde::{Deserialize, Serialize};
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Machine {
     /// What every program may do as if it had the capability.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub grant: Vec<Grant>,
+    /// Programs find the kernel's knobs for fault injection.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fault_injection: bool,
     /// Its IOMMUs; exactly one in this version.
     #[serde(rename = "iommu")]
     pub iommus: Vec<Iommu>,
@@ -144,7 +149,11 @@ fn in_file(path: Option<&Path>) -> String {
 impl Machine {
     /// A machine with one IOMMU of this model.
     pub fn with(model: Model) -> Self {
-        Self { grant: Vec::new(), iommus: vec![Iommu { name: Iommu::default_name(), model }] }
+        Self {
+            grant: Vec::new(),
+            fault_injection: false,
+            iommus: vec![Iommu { name: Iommu::default_name(), model }],
+        }
     }
 
     /// The machine that a machine file describes.

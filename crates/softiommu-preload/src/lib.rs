@@ -7,6 +7,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `SOFTIOMMU_MACHINE` | the machine file's text; the default machine if unset |
+//! | `SOFTIOMMU_FAIL_NTH` | the main thread's fallible step that fails |
 //! | `SOFTIOMMU_LOG_LEVEL` | what to log: `debug` or `trace`; nothing if unset |
 //! | `SOFTIOMMU_LOG` | the file to log to; standard error if unset |
 
@@ -34,6 +35,10 @@ extern "C" fn start() {
             log::start();
             // Loaded once, so never installed before.
             let _ = softiommu::install(machine);
+            if let Some(nth) = std::env::var("SOFTIOMMU_FAIL_NTH").ok().and_then(|n| n.parse().ok())
+            {
+                host::fail::set_nth(nth);
+            }
         }
         Err(error) => log::complain(&format!("softiommu: SOFTIOMMU_MACHINE: {error}\n")),
     }

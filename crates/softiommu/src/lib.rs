@@ -12,12 +12,15 @@
 //! code. Nothing needs `LD_PRELOAD`, root, or a kernel with iommufd.
 #![forbid(unsafe_code)]
 
+mod fail_nth;
 mod status;
 
 use std::sync::Arc;
 
 use host_linux::Host;
 use interpose::{Captures, Node, PathTable, Prefixes};
+
+use crate::fail_nth::{FailNth, Knob};
 
 pub use softiommu_machine::{Error as MachineError, Grant, Iommu, Machine, Model};
 
@@ -35,7 +38,15 @@ pub struct AlreadyInstalled;
 /// To be called once in a process, before the first open; in tests, which share
 /// a process, through a `std::sync::Once` or by ignoring [`AlreadyInstalled`].
 pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
-    let prefixes = Prefixes { build: &["/dev/iommu"], if_built: &["/proc/"] };
+    let prefixes = if machine.fault_injection {
+        Prefixes {
+            build: &["/dev/iommu", "/proc/", "/sys/kernel/debug/fail"],
+            if_built: &[],
+            relative: &["fail"],
+        }
+    } else {
+        Prefixes { build: &["/dev/iommu"], if_built: &["/proc/"], relative: &[] }
+    };
     interpose::install(prefixes, move |host| paths(&machine, host)).map_err(|_| AlreadyInstalled)
 }
 
@@ -50,6 +61,10 @@ fn paths(machine: &Machine, host: &Arc<Host>) -> PathTable {
                 table.add("/dev/iommu", Node::CharDevice(node));
             }
         }
+    }
+    if machine.fault_injection {
+        table.add("/proc/{pid}/task/{tid}/fail-nth", Node::CharDevice(Arc::new(FailNth)));
+        table.add("/sys/kernel/debug/{fault}/{knob}", Node::CharDevice(Arc::new(Knob)));
     }
     let host = host.clone();
     let status =

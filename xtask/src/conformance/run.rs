@@ -139,7 +139,7 @@ pub(crate) fn build_runner() -> Result<Vec<String>> {
     let softiommu = workspace.join(target).join("release/softiommu");
     let softiommu = softiommu.to_string_lossy().into_owned();
     // Not every machine's root may do all that the suites need.
-    let run = ["run", "--grant", "sys-resource", "--"].map(str::to_owned);
+    let run = ["run", "--fault-injection", "--grant", "sys-resource", "--"].map(str::to_owned);
     Ok([softiommu].into_iter().chain(run).collect())
 }
 

@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_int};
 use libc::{FILE, mode_t};
 
 use crate::next;
-use crate::open::{candidate, open as open_ours};
+use crate::open::{candidate, open as open_ours, relative_candidate};
 use crate::process::current;
 use crate::sys::answer;
 use crate::table::slot_of;
@@ -18,13 +18,27 @@ unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
     Some(answer(|| result))
 }
 
+/// Our own answer for a path in the directory `dir`, if it is ours.
+unsafe fn ours_at(dir: c_int, path: *const c_char, flags: c_int) -> Option<c_int> {
+    // SAFETY: as the caller's C string.
+    if let Some(fd) = unsafe { ours(path, flags) } {
+        return Some(fd);
+    }
+    // SAFETY: as above.
+    let path = unsafe { relative_candidate(dir, path) }?;
+    let result = open_ours(&path, flags)?;
+    Some(answer(|| result))
+}
+
 macro_rules! openers {
+    (@ours $path:ident $flags:ident) => { ours($path, $flags) };
+    (@ours $dir:ident $path:ident $flags:ident) => { ours_at($dir, $path, $flags) };
     ($($name:ident($([$dir:ident])? path, flags $(, $mode:ident)?);)*) => {$(
         #[unsafe(no_mangle)]
         pub(super) unsafe extern "C" fn $name($($dir: c_int,)? path: *const c_char, flags: c_int $(, $mode: mode_t)?) -> c_int {
             // SAFETY: the same call, as promised by the caller.
             unsafe {
-                match ours(path, flags) {
+                match openers!(@ours $($dir)? path flags) {
                     Some(fd) => fd,
                     None => next::$name($($dir,)? path, flags $(, $mode)?),
                 }

@@ -190,7 +190,7 @@ pub fn setup() -> MutexGuard<'static, ()> {
     static ONCE: Once = Once::new();
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     ONCE.call_once(|| {
-        let prefixes = Prefixes { build: &["/dev/counter"], if_built: &["/proc/"] };
+        let prefixes = Prefixes { build: &["/dev/counter"], if_built: &["/proc/"], relative: &[] };
         interpose::install(prefixes, |_| {
             let mut table = PathTable::new();
             table.add("/dev/counter", Node::CharDevice(Arc::new(Device)));

@@ -7,6 +7,7 @@ use iova_map::Entry;
 use super::pages::{PagesId, PagesTable};
 use super::{Area, Ioas, Use};
 use crate::Error;
+use crate::error::fallible;
 
 /// A transparent huge page: chosen IOVAs are aligned no further.
 const MAX_AUTO_ALIGNMENT: u64 = 2 << 20;
@@ -145,6 +146,7 @@ impl Ioas {
         len: u64,
         area: Area,
     ) -> Result<(), Error> {
+        fallible("areas")?;
         if !self.domains.is_empty() {
             self.fill(table, iova, len, &area)?;
         }
@@ -208,6 +210,9 @@ impl Ioas {
         let mut at = iova;
         let mut result = Ok(());
         table.runs(area.pages, area.byte, len, &mut |run| {
+            if result.is_ok() && host::fail::point() {
+                result = Err(iommu::MapError::NoMemory);
+            }
             if result.is_ok() {
                 result = domain.map(at, run.pa, run.len, area.prot, largest);
                 if result.is_ok() {

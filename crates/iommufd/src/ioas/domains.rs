@@ -8,6 +8,7 @@ use iova_map::Entry;
 
 use super::pages::PagesTable;
 use super::{Ioas, ReservedBy};
+use crate::error::fallible;
 use crate::{Error, Id};
 
 impl Ioas {
@@ -90,6 +91,7 @@ impl Ioas {
 
     /// Keeps IOVAs from being mapped or allowed.
     pub(crate) fn reserve(&mut self, first: u64, last: u64, by: ReservedBy) -> Result<(), Error> {
+        fallible("reserved ranges")?;
         if self.areas.overlaps(first, last) {
             return Err(Error::AddressInUse("a mapping lies in a reserved range"));
         }
@@ -139,6 +141,7 @@ impl Ioas {
         id: Id,
         alignment: u64,
     ) -> Result<(), Error> {
+        fallible("accesses")?;
         self.accesses.push((id, alignment));
         self.raise_alignment(table).inspect_err(|_| {
             self.accesses.pop();

@@ -11,6 +11,7 @@ use host::{Access, MemoryFile, Mm, PAGE_SIZE, PhysMemory, PhysRun, User};
 use slab::Slab;
 
 use super::pins::PinnedParts;
+use crate::error::fallible;
 use crate::{DmaBuf, Error};
 
 /// Names a [`Pages`] of one context.
@@ -41,6 +42,7 @@ impl Mapper {
     fn charge(&self, pages: u64) -> Result<(), Error> {
         let limit = self.memlock_limit / PAGE_SIZE;
         let counters = self.mm.counters();
+        fallible("pages to charge")?;
         let charged = match self.account {
             Account::None => true,
             Account::User => self.user.charge(pages, limit),
@@ -229,6 +231,7 @@ impl Pages {
 
     /// Pins the pages `first..=last` and charges them, or does neither.
     fn pin_charged(&self, memory: &dyn PhysMemory, first: u64, last: u64) -> Result<Runs, Error> {
+        fallible("pages to pin")?;
         let mut runs = Runs::default();
         self.pin(first, last, &mut |run| runs.push(run))?;
         if self.dmabuf().is_none()
@@ -323,6 +326,7 @@ impl PagesTable {
 
     /// Adds pages that no area shows yet: see [`PagesTable::share`].
     pub(crate) fn insert(&mut self, pages: Pages) -> Result<PagesId, Error> {
+        fallible("mappings")?;
         u32::try_from(self.slab.vacant_key()).map_err(|_| Error::NoMemory("mappings"))?;
         Ok(PagesId(self.slab.insert(pages) as u32))
     }

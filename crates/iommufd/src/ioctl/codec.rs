@@ -34,6 +34,9 @@ impl<'a> Command<'a> {
         size: usize,
     ) -> Result<Self, Error> {
         debug_assert!(min <= size && size <= MAX);
+        if host::fail::point() {
+            return Err(Fault { va: arg }.into());
+        }
         let mut bytes = [0; MAX];
         // One copy for the common case; the size alone if there is less.
         let whole = task.mm().copy_from_user(arg, &mut bytes[..min]).is_ok();
@@ -62,6 +65,9 @@ impl<'a> Command<'a> {
 
     /// Writes the struct back, as much of it as user space has.
     pub(crate) fn respond<T: Plain>(&self, answer: &T) -> Result<(), Error> {
+        if host::fail::point() {
+            return Err(Fault { va: self.arg }.into());
+        }
         let len = self.user_size.min(size_of::<T>());
         Ok(self.task.mm().copy_to_user(self.arg, &answer.as_bytes()[..len])?)
     }
