@@ -109,6 +109,11 @@ impl FakeHost {
         }
     }
 
+    /// How many descriptors are open.
+    pub fn descriptors(&self) -> usize {
+        self.lock().files.len()
+    }
+
     /// Closes a descriptor.
     pub fn close(&self, fd: i32) {
         let file = self.lock().files.remove(&fd);
