@@ -85,12 +85,13 @@ impl ServerEnd {
         });
     }
 
-    /// Makes `poll` on the client's end report `POLLIN`.
+    /// Makes `poll` on the client's end report `POLLIN`: once more each time, for
+    /// those who wait for edges.
     fn arm(&self) {
         let mut armed = self.armed.lock();
-        if !*armed {
-            *armed = send(&self.fd, &[0], SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok();
-        }
+        let sent = send(&self.fd, &[0], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        // Full is as readable as can be.
+        *armed |= matches!(sent, Ok(_) | Err(Errno::AGAIN));
     }
 
     /// Makes it stop; `client` is any copy of the client's end.

@@ -91,11 +91,17 @@ impl Viommu for MockViommu {
         if array.data_type != t::IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST {
             return (0, Err(Error::Invalid("the type of invalidation")));
         }
-        for index in 0..array.entry_num {
-            let size = size_of::<t::iommu_viommu_invalidate_selftest>();
-            let entry = array.get_extensible(index, size);
-            if let Err(error) = entry.and_then(|entry| self.invalidate_one(entry)) {
-                return (index, Err(error));
+        // All are read before the first takes effect.
+        let size = size_of::<t::iommu_viommu_invalidate_selftest>();
+        let entries: Result<Vec<_>, Error> =
+            (0..array.entry_num).map(|index| array.get_extensible(index, size)).collect();
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(error) => return (0, Err(error)),
+        };
+        for (done, entry) in entries.into_iter().enumerate() {
+            if let Err(error) = self.invalidate_one(entry) {
+                return (done as u32, Err(error));
             }
         }
         (array.entry_num, Ok(()))

@@ -26,32 +26,34 @@ pub(crate) fn binding(call: &Call<'_>) -> Result<Arc<MockBinding>, Error> {
     call.context.external(call.cmd.id)
 }
 
+/// PASID 0 is no PASID.
+fn target_of(pasid: u32) -> Target {
+    if pasid == 0 { Target::Rid } else { Target::Pasid(pasid) }
+}
+
 impl MockBinding {
     pub(crate) fn pasid_attach(&self, call: &Call<'_>, pasid: u32, pt: Id) -> Result<(), Error> {
-        let target = Target::Pasid(pasid);
-        self.answer(call, target, call.context.attach(self.device, target, pt)?)
-    }
-
-    pub(crate) fn pasid_replace(&self, call: &Call<'_>, pasid: u32, pt: Id) -> Result<(), Error> {
-        let target = Target::Pasid(pasid);
-        self.answer(call, target, call.context.replace(self.device, target, pt)?)
-    }
-
-    /// Tells user space the HWPT; if that fails the PASID is detached again.
-    fn answer(&self, call: &Call<'_>, target: Target, hwpt: Id) -> Result<(), Error> {
+        let target = target_of(pasid);
         let mut answer = Call { cmd: call.cmd, ..*call };
-        answer.cmd.set_u32_at(at::SECOND, hwpt);
+        answer.cmd.set_u32_at(at::SECOND, call.context.attach(self.device, target, pt)?);
         answer.respond().inspect_err(|_| call.context.detach(self.device, target))
     }
 
+    pub(crate) fn pasid_replace(&self, call: &Call<'_>, pasid: u32, pt: Id) -> Result<(), Error> {
+        let target = target_of(pasid);
+        let mut answer = Call { cmd: call.cmd, ..*call };
+        answer.cmd.set_u32_at(at::SECOND, call.context.replace(self.device, target, pt)?);
+        answer.respond()
+    }
+
     pub(crate) fn pasid_detach(&self, call: &Call<'_>, pasid: u32) {
-        call.context.detach(self.device, Target::Pasid(pasid));
+        call.context.detach(self.device, target_of(pasid));
     }
 
     /// Whether the PASID uses the domain of this HWPT; 0 is none.
     pub(crate) fn pasid_check(&self, call: &Call<'_>, pasid: u32, hwpt: Id) -> Result<(), Error> {
         let expected = (hwpt != 0).then_some(hwpt);
-        if call.context.attached_hwpt(self.device, Target::Pasid(pasid))? == expected {
+        if call.context.attached_hwpt(self.device, target_of(pasid))? == expected {
             Ok(())
         } else {
             Err(Error::Invalid("the PASID is attached elsewhere"))

@@ -303,14 +303,31 @@ impl Context {
         reserve: impl FnOnce(&mut State) -> Result<Id, Error>,
         respond: impl FnOnce(Id) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        self.publish_held(reserve, respond, |_, _| {})
+    }
+
+    /// As [`Context::publish`]; `hold` is told the id before anybody else can
+    /// use it.
+    pub(crate) fn publish_held(
+        &self,
+        reserve: impl FnOnce(&mut State) -> Result<Id, Error>,
+        respond: impl FnOnce(Id) -> Result<(), Error>,
+        hold: impl FnOnce(&mut State, Id),
+    ) -> Result<(), Error> {
         let id = reserve(&mut self.lock())?;
         let result = respond(id);
         let mut state = self.lock();
         match result {
-            Ok(()) => state.objects.finalize(id),
-            Err(_) => state.abort(id),
+            Ok(()) if state.objects.finalize(id) => {
+                hold(&mut state, id);
+                Ok(())
+            }
+            Ok(()) => Err(Error::NoObject(id)),
+            Err(error) => {
+                state.abort(id);
+                Err(error)
+            }
         }
-        result
     }
 
     /// Adds an object whose meaning lies outside iommufd.
@@ -378,7 +395,7 @@ impl Drop for Context {
                 break;
             }
         }
-        debug_assert!(self.lock().objects.is_empty(), "closed with objects in use");
+        debug_assert!(self.lock().objects.iter().next().is_none(), "closed with objects in use");
     }
 }
 

@@ -13,6 +13,7 @@ use uapi::iommufd::{
     iommu_hwpt_pgfault_flags_IOMMU_PGFAULT_FLAGS_PASID_VALID as PASID_VALID,
 };
 
+use crate::context::State;
 use crate::{Context, Error, Id};
 
 const FAULT: usize = size_of::<iommu_hwpt_pgfault>();
@@ -101,9 +102,9 @@ impl FaultFile {
     }
 
     /// The queue became a live object: the file holds it from now on.
-    pub(crate) fn hold(&self, id: Id) {
+    pub(crate) fn hold(&self, state: &mut State, id: Id) {
         if self.id.set(id).is_ok() {
-            self.context.lock().objects.hold(id);
+            state.objects.hold(id);
         }
     }
 }

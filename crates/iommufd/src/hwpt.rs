@@ -101,8 +101,17 @@ impl State {
         }
     }
 
+    /// A missing fault queue is an error only when everything else was right, as
+    /// in the kernel.
+    pub(crate) fn check_fault(&self, request: &HwptRequest) -> Result<(), Error> {
+        if request.flags & FAULT_ID_VALID == 0 {
+            return Ok(());
+        }
+        self.fault_queue(request.fault).map(drop)
+    }
+
     /// `IOMMU_HWPT_ALLOC`, up to the answer: the object is complete but not in
-    /// the table.
+    /// the table, and [`State::check_fault`] is still to be asked.
     pub(crate) fn alloc_hwpt(&mut self, request: &HwptRequest) -> Result<Object, Error> {
         let device = self.device(request.device)?.device.clone();
         let mut object = match self.objects.get(request.parent) {
@@ -118,9 +127,9 @@ impl State {
             }
             _ => return Err(Error::Invalid("pt_id is no IOAS, nesting parent or vIOMMU")),
         };
-        // Last, as in the kernel: everything else was right.
-        if request.flags & FAULT_ID_VALID != 0 {
-            let queue = self.fault_queue(request.fault)?.clone();
+        if request.flags & FAULT_ID_VALID != 0
+            && let Ok(queue) = self.fault_queue(request.fault).cloned()
+        {
             self.objects.hold(request.fault);
             if let Object::HwptPaging(HwptPaging { common, .. })
             | Object::HwptNested(HwptNested { common, .. }) = &mut object

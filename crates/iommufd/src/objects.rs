@@ -53,12 +53,18 @@ impl<T> ObjectTable<T> {
         Ok(id as Id)
     }
 
-    /// Publishes a reserved object.
-    pub(crate) fn finalize(&mut self, id: Id) {
+    /// Publishes a reserved object; says whether it is still there.
+    pub(crate) fn finalize(&mut self, id: Id) -> bool {
         let slot = &mut self.slots[id as usize];
         match std::mem::take(slot) {
-            Slot::Reserved(object) => *slot = Slot::Live { object, users: 0 },
-            other => *slot = other,
+            Slot::Reserved(object) => {
+                *slot = Slot::Live { object, users: 0 };
+                true
+            }
+            other => {
+                *slot = other;
+                false
+            }
         }
     }
 
@@ -80,14 +86,16 @@ impl<T> ObjectTable<T> {
         }
     }
 
-    /// Takes out a live object, whoever uses it, and makes its id unusable.
+    /// Takes out an object, whoever uses it and even if it is still under
+    /// construction, and makes its id unusable.
     pub(crate) fn entomb(&mut self, id: Id) -> Result<T, Error> {
-        match self.slots.get_mut(id as usize) {
-            Some(slot @ Slot::Live { .. }) => match std::mem::replace(slot, Slot::Tombstone) {
-                Slot::Live { object, .. } => Ok(object),
-                _ => Err(Error::NoObject(id)),
-            },
-            _ => Err(Error::NoObject(id)),
+        let slot = self.slots.get_mut(id as usize).ok_or(Error::NoObject(id))?;
+        match std::mem::replace(slot, Slot::Tombstone) {
+            Slot::Live { object, .. } | Slot::Reserved(object) => Ok(object),
+            other => {
+                *slot = other;
+                Err(Error::NoObject(id))
+            }
         }
     }
 
@@ -138,9 +146,9 @@ impl<T> ObjectTable<T> {
         }
     }
 
-    /// Whether there is no object at all.
+    /// Whether no id is taken, be it by an object under construction or for good.
     pub(crate) fn is_empty(&self) -> bool {
-        self.iter().next().is_none()
+        self.slots.iter().skip(1).all(|slot| matches!(slot, Slot::Free))
     }
 
     /// Live objects in the order of their ids.

@@ -29,6 +29,8 @@ struct Queue {
     /// The sequence number of the latest lost event, to be told behind the
     /// events that are queued.
     lost: Option<u32>,
+    /// Events taken out that may come back: their reader's memory may fault.
+    reading: usize,
     next: u32,
 }
 
@@ -53,7 +55,7 @@ impl EventQueue {
     pub(crate) fn push(&self, data: &[u8]) {
         let mut queue = self.lock();
         let sequence = queue.sequence();
-        if queue.events.len() == self.depth {
+        if queue.events.len() + queue.reading == self.depth {
             queue.lost = Some(sequence);
         } else {
             // What was lost before this event is evident from its number.
@@ -80,9 +82,9 @@ impl EventFile {
     }
 
     /// The queue became a live object: the file holds it from now on.
-    pub(crate) fn hold(&self, id: Id) {
+    pub(crate) fn hold(&self, state: &mut State, id: Id) {
         if self.id.set(id).is_ok() {
-            self.context.lock().objects.hold(id);
+            state.objects.hold(id);
         }
     }
 }
@@ -146,7 +148,7 @@ impl File for EventFile {
         let too_short = || Error::Invalid("no room for the event").errno();
         let mut done = 0;
         loop {
-            let (bytes, event) = {
+            let (bytes, event, lost) = {
                 let mut queue = self.queue.lock();
                 let event = queue.events.front();
                 let (header, data): (_, &[u8]) = match (event, queue.lost) {
@@ -166,15 +168,20 @@ impl File for EventFile {
                     break;
                 }
                 let event = queue.events.pop_front();
-                if event.is_none() {
-                    queue.lost = None;
-                }
-                (bytes, event)
+                let lost = if event.is_none() { queue.lost.take() } else { None };
+                queue.reading = usize::from(event.is_some());
+                (bytes, event, lost)
             };
-            if let Err(fault) = task.mm().copy_to_user(buf + done as u64, &bytes) {
-                if let Some(event) = event {
-                    self.queue.lock().events.push_front(event);
+            let copied = task.mm().copy_to_user(buf + done as u64, &bytes);
+            let mut queue = self.queue.lock();
+            queue.reading = 0;
+            if let Err(fault) = copied {
+                match event {
+                    Some(event) => queue.events.push_front(event),
+                    None if queue.events.is_empty() => queue.lost = queue.lost.or(lost),
+                    None => {}
                 }
+                drop(queue);
                 return if done == 0 { Err(Error::from(fault).errno()) } else { Ok(done) };
             }
             done += bytes.len();

@@ -56,8 +56,9 @@ impl Ioas {
             {
                 return Err(Error::Invalid("pins need whole pages"));
             }
-            if write && !area.prot.contains(Prot::WRITE) {
-                return Err(Error::Permission("the mapping is for reading only"));
+            let needed = if write { Prot::WRITE } else { Prot::READ };
+            if !area.prot.contains(needed) {
+                return Err(Error::Permission("the mapping does not allow this access"));
             }
             if pages.dmabuf().is_some() {
                 return Err(Error::Invalid("the CPU cannot access a dma-buf"));
@@ -119,7 +120,8 @@ impl Ioas {
         iova: u64,
         len: u64,
     ) -> Result<Vec<PhysRun>, Error> {
-        let runs = self.pin(table, iova, len, false)?;
+        self.add_lock(table)?;
+        let runs = self.pin(table, iova, len, false).inspect_err(|_| self.remove_lock())?;
         self.adjust_locks(iova, len, |uses| {
             uses.accesses -= 1;
             uses.locks += 1;
@@ -134,6 +136,7 @@ impl Ioas {
             uses.locks -= 1;
         });
         self.unpin(table, iova, len);
+        self.remove_lock();
     }
 
     fn adjust_locks(&mut self, iova: u64, len: u64, adjust: impl Fn(&mut Use)) {
@@ -175,7 +178,7 @@ impl Ioas {
     /// Reads or writes bytes at any IOVA.
     pub(crate) fn transfer(
         &self,
-        table: &mut PagesTable,
+        table: &PagesTable,
         iova: u64,
         mut transfer: Transfer<'_>,
     ) -> Result<(), Error> {
@@ -184,9 +187,8 @@ impl Ioas {
         let memory = table.memory().clone();
         let mut done = 0usize;
         for part in parts {
-            table.hold(part.pages, part.byte, part.len)?;
             let mut result = Ok(());
-            table.runs(part.pages, part.byte, part.len, &mut |run| {
+            table.visit(part.pages, part.byte, part.len, &mut |run| {
                 let range = done..done + run.len as usize;
                 done = range.end;
                 if result.is_ok() {
@@ -195,8 +197,7 @@ impl Ioas {
                         Transfer::Write(buf) => memory.write(run.pa, &buf[range]),
                     };
                 }
-            });
-            table.unhold(part.pages, part.byte, part.len);
+            })?;
             result.map_err(|_| Fault { va: iova })?;
         }
         Ok(())

@@ -153,6 +153,17 @@ impl Ioas {
         self.lower_alignment();
     }
 
+    /// A hardware queue reads whole pages: IOVAs are multiples of them meanwhile.
+    pub(super) fn add_lock(&mut self, table: &PagesTable) -> Result<(), Error> {
+        self.locks += 1;
+        self.raise_alignment(table).inspect_err(|_| self.locks -= 1)
+    }
+
+    pub(super) fn remove_lock(&mut self) {
+        self.locks -= 1;
+        self.lower_alignment();
+    }
+
     /// `IOMMU_OPTION_HUGE_PAGES`.
     pub(crate) fn set_huge_pages(&mut self, table: &PagesTable, on: bool) -> Result<(), Error> {
         if on {
@@ -171,7 +182,8 @@ impl Ioas {
     }
 
     fn wanted_alignment(&self) -> u64 {
-        let floor = if self.small_pages_only { PAGE_SIZE } else { 1 };
+        let whole_pages = self.small_pages_only || self.locks > 0;
+        let floor = if whole_pages { PAGE_SIZE } else { 1 };
         let domains = self.domains.iter().map(|(_, domain)| domain.geometry().min_page());
         let accesses = self.accesses.iter().map(|(_, alignment)| *alignment);
         domains.chain(accesses).fold(floor, u64::max)

@@ -57,6 +57,8 @@ pub(crate) struct Ioas {
     domains: Vec<(Id, Arc<dyn PagingDomain>)>,
     /// Accesses in the order they came, with their alignment.
     accesses: Vec<(Id, u64)>,
+    /// Hardware queues in it.
+    locks: u32,
     /// Every IOVA, length and page offset is a multiple.
     alignment: u64,
     /// `IOMMU_OPTION_HUGE_PAGES` is off: only PAGE_SIZE leaves, areas can be cut.
@@ -73,6 +75,7 @@ impl Default for Ioas {
             reserved: Reserved::default(),
             domains: Vec::new(),
             accesses: Vec::new(),
+            locks: 0,
             alignment: 1,
             small_pages_only: false,
             hwpts: Vec::new(),

@@ -452,6 +452,44 @@ impl PagesTable {
         }
     }
 
+    /// Passes the physical runs of `len` bytes from `byte`, to the byte, to `run`
+    /// while they are pinned for just that long, at nobody's charge.
+    pub(crate) fn visit(
+        &self,
+        id: PagesId,
+        byte: u64,
+        len: u64,
+        run: &mut dyn FnMut(PhysRun),
+    ) -> Result<(), Error> {
+        let pages = self.get(id);
+        let (first, last) = pages.indices(byte, len);
+        let pinned = match &pages.pins {
+            Pins::None => false,
+            Pins::Whole { .. } => true,
+            Pins::Parts(parts) => parts.gaps(first, last).is_empty(),
+        };
+        if pinned {
+            // Also when whoever mapped it is gone.
+            self.runs(id, byte, len, run);
+            return Ok(());
+        }
+        let begin = pages.start() % PAGE_SIZE + byte - first * PAGE_SIZE;
+        fallible("pages to pin")?;
+        let mut runs = Runs::default();
+        pages.pin(first, last, &mut |run| runs.push(run))?;
+        let (mut skip, mut left) = (begin, len);
+        for pinned in runs.as_slice() {
+            let part = (pinned.len - skip).min(left);
+            if part > 0 {
+                run(PhysRun { pa: pinned.pa + skip, len: part });
+            }
+            skip = 0;
+            left -= part;
+        }
+        runs.as_slice().iter().for_each(|run| self.memory.unpin(*run));
+        Ok(())
+    }
+
     /// The physical runs of `len` held bytes from `byte`, to the byte.
     pub(crate) fn runs(&self, id: PagesId, byte: u64, len: u64, run: &mut dyn FnMut(PhysRun)) {
         let pages = self.get(id);

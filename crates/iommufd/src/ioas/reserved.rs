@@ -22,6 +22,8 @@ pub(crate) struct Reserved {
     /// The union of `ranges`, ascending and not touching.
     union: Vec<(u64, u64)>,
     allowed: IovaMap<()>,
+    /// The same, with touching ranges joined.
+    allowed_windows: Vec<(u64, u64)>,
 }
 
 impl Reserved {
@@ -72,6 +74,13 @@ impl Reserved {
         if ranges.iter().any(|&(first, last)| self.overlaps(first, last)) {
             return Err(Error::AddressInUse("an allowed range is reserved"));
         }
+        self.allowed_windows.clear();
+        for range in allowed.iter() {
+            match self.allowed_windows.last_mut() {
+                Some((_, end)) if end.checked_add(1) == Some(range.start) => *end = range.last,
+                _ => self.allowed_windows.push((range.start, range.last)),
+            }
+        }
         self.allowed = allowed;
         Ok(())
     }
@@ -97,7 +106,7 @@ impl Reserved {
         };
         // Allowed ranges are never reserved, so they are windows as they are.
         let everywhere = self.allowed.is_empty().then(|| self.free_ranges());
-        let allowed = self.allowed.iter().map(|range| (range.start, range.last));
+        let allowed = self.allowed_windows.iter().copied();
         everywhere.into_iter().flatten().chain(allowed).filter_map(clip)
     }
 }

@@ -36,13 +36,12 @@ pub(super) fn alloc(context: &Context, command: &Command<'_>) -> Result<(), Erro
                 _ => None,
             };
             let id = state.reserve(object)?;
-            if let Some((ioas, domain)) = join
-                && let Err(error) = state.join_ioas(id, ioas, domain)
-            {
-                state.abort(id);
-                return Err(error);
-            }
-            Ok(id)
+            let joined = match join {
+                Some((ioas, domain)) => state.join_ioas(id, ioas, domain),
+                None => Ok(()),
+            };
+            let result = joined.and_then(|()| state.check_fault(&request));
+            result.map(|()| id).inspect_err(|_| state.abort(id))
         },
         |id| {
             cmd.out_hwpt_id = id;
@@ -136,13 +135,15 @@ pub(super) fn get_dirty_bitmap(context: &Context, command: &Command<'_>) -> Resu
         hwpt.domain.dirty().ok_or(Error::Unsupported("dirty tracking"))?;
         last
     };
+    // The kernel counts in the largest power of two that divides the page size.
+    let page_size = 1 << cmd.page_size.trailing_zeros();
     let mut bits = Bits { words: vec![0; (CHUNK_BITS / 8) as usize], any: false };
     let mut first = cmd.iova;
     let mut index = 0;
     loop {
         let chunk_last = first
-            .checked_add((CHUNK_BITS - 1).saturating_mul(cmd.page_size))
-            .and_then(|start| start.checked_add(cmd.page_size - 1))
+            .checked_add((CHUNK_BITS - 1).saturating_mul(page_size))
+            .and_then(|start| start.checked_add(page_size - 1))
             .map_or(last, |chunk_last| chunk_last.min(last));
         let contiguous = {
             let state = context.lock();
@@ -155,10 +156,7 @@ pub(super) fn get_dirty_bitmap(context: &Context, command: &Command<'_>) -> Resu
                 chunk_last,
                 keep,
                 |at, len| {
-                    bits.set(
-                        (at - first) / cmd.page_size,
-                        (at - first + (len - 1)) / cmd.page_size,
-                    );
+                    bits.set((at - first) / page_size, (at - first + (len - 1)) / page_size);
                 },
             )
         };
@@ -277,19 +275,14 @@ pub(super) fn fault_queue_alloc(context: &Context, command: &Command<'_>) -> Res
     let file = Arc::new(FaultFile::new(context.arc()?, queue.clone()));
     let fd = command.task().install(file.clone(), true).map_err(Error::File)?;
     let object = Object::Fault(queue);
-    let mut fault_id = 0;
-    let published = context.publish(
+    let published = context.publish_held(
         |state: &mut State| state.reserve(object),
         |id| {
-            fault_id = id;
             cmd.out_fault_id = id;
             cmd.out_fault_fd = fd as u32;
             command.respond(&cmd)
         },
+        |state, id| file.hold(state, id),
     );
-    match published {
-        Ok(()) => file.hold(fault_id),
-        Err(_) => command.task().uninstall(fd),
-    }
-    published
+    published.inspect_err(|_| command.task().uninstall(fd))
 }

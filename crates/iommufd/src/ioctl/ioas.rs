@@ -131,11 +131,20 @@ impl Context {
             let id = table.insert(pages)?;
             let pieces = [Piece { pages: id, byte: 0, len: length }];
             let mapped = ioas.map(table, &MapRequest { pieces: &pieces, prot, iova });
-            mapped.inspect_err(|_| table.discard(id))?
+            (mapped.inspect_err(|_| table.discard(id))?, id)
         };
-        respond(iova).inspect_err(|_| {
-            let _ = self.unmap_range(ioas_id, iova, iova + (length - 1));
-        })
+        respond(iova.0).inspect_err(|_| self.undo_map(ioas_id, iova.0, length, iova.1))
+    }
+
+    /// Unmaps what was just mapped, unless somebody else has done so since.
+    fn undo_map(&self, ioas_id: Id, iova: u64, length: u64, mapped: PagesId) {
+        let mut state = self.lock();
+        let Ok((ioas, table)) = state.ioas_and_pages(ioas_id) else { return };
+        let pieces = ioas.pieces(iova, length);
+        if pieces.is_ok_and(|pieces| pieces.first().is_some_and(|piece| piece.pages == mapped)) {
+            // An access that has pinned it by now keeps it mapped.
+            let _ = ioas.unmap(table, iova, iova + (length - 1), &mut 0);
+        }
     }
 
     fn pages_of(
@@ -233,11 +242,14 @@ pub(super) fn copy(context: &Context, command: &Command<'_>) -> Result<(), Error
         let mmio = pieces.iter().any(|piece| table.get(piece.pages).dmabuf().is_some());
         let prot = if mmio { (prot - Prot::CACHE) | Prot::MMIO } else { prot };
         let iova = (cmd.flags & FIXED_IOVA != 0).then_some(cmd.dst_iova);
-        ioas.map(table, &MapRequest { pieces: &pieces, prot, iova })?
+        let mapped = ioas.map(table, &MapRequest { pieces: &pieces, prot, iova })?;
+        (mapped, pieces.first().map(|piece| piece.pages))
     };
-    cmd.dst_iova = iova;
+    cmd.dst_iova = iova.0;
     command.respond(&cmd).inspect_err(|_| {
-        let _ = context.unmap_range(cmd.dst_ioas_id, iova, iova + (cmd.length - 1));
+        if let Some(pages) = iova.1 {
+            context.undo_map(cmd.dst_ioas_id, iova.0, cmd.length, pages);
+        }
     })
 }
 
@@ -268,10 +280,7 @@ pub(super) fn unmap(context: &Context, command: &Command<'_>) -> Result<(), Erro
 }
 
 /// As a kernel without no-IOMMU devices answers.
-pub(super) fn noiommu_get_pa(context: &Context, command: &Command<'_>) -> Result<(), Error> {
-    if !context.capable(command.task(), Capability::SysRawio) {
-        return Err(Error::Permission("physical addresses need CAP_SYS_RAWIO"));
-    }
+pub(super) fn noiommu_get_pa(_: &Context, _: &Command<'_>) -> Result<(), Error> {
     Err(Error::Unsupported("no-IOMMU devices"))
 }
 

@@ -57,20 +57,15 @@ pub(super) fn veventq_alloc(context: &Context, command: &Command<'_>) -> Result<
     let queue = Arc::new(EventQueue::new(cmd.veventq_depth));
     let file = Arc::new(EventFile::new(context.arc()?, queue.clone()));
     let fd = command.task().install(file.clone(), true).map_err(Error::File)?;
-    let mut queue_id = 0;
-    let published = context.publish(
+    let published = context.publish_held(
         |state| state.alloc_veventq(cmd.viommu_id, cmd.type_, queue),
         |id| {
-            queue_id = id;
             let (out_veventq_id, out_veventq_fd) = (id, fd as u32);
             command.respond(&u::iommu_veventq_alloc { out_veventq_id, out_veventq_fd, ..cmd })
         },
+        |state, id| file.hold(state, id),
     );
-    match published {
-        Ok(()) => file.hold(queue_id),
-        Err(_) => command.task().uninstall(fd),
-    }
-    published
+    published.inspect_err(|_| command.task().uninstall(fd))
 }
 
 pub(super) fn hw_queue_alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {
