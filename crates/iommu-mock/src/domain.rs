@@ -142,6 +142,9 @@ impl PagingDomain for MockDomain {
                 let pa = value.pa + (last + 1 - start);
                 let _ = table.mappings.insert(last + 1, end, Mapping { pa, ..value });
             }
+            if end >= last {
+                break;
+            }
         }
         if !table.dirty.is_empty() {
             table.dirty.retain(|leaf| !(iova..=last).contains(leaf));

@@ -26,6 +26,15 @@ impl<T> Arena<T> {
         id
     }
 
+    pub(crate) fn get_mut(&mut self, id: u32) -> Option<&mut T> {
+        self.slots.get_mut(id as usize)?.as_deref_mut()
+    }
+
+    /// Whether it ever held more than one node, since it was new.
+    pub(crate) fn has_grown(&self) -> bool {
+        self.slots.len() > 1
+    }
+
     pub(crate) fn take(&mut self, id: u32) -> T {
         let node = self.slots[id as usize].take().expect("a live node");
         if self.slots.len() == self.free.len() + 1 {

@@ -161,7 +161,7 @@ impl<V> IovaMap<V> {
 
     /// The lowest range that shares an address with `[start, last]`.
     pub fn first_overlap(&self, start: u64, last: u64) -> Option<Entry<&V>> {
-        self.range(start, last).next()
+        self.0.first_overlap(start, last)
     }
 
     /// All ranges, ascending.

@@ -60,7 +60,10 @@ impl Model {
 impl<const L: usize, const I: usize> Tree<u32, L, I> {
     fn check(&self) {
         if self.len == 0 {
-            assert_eq!(self.leaves.iter().count() + self.inners.iter().count(), 0);
+            // One leaf may wait for the next range.
+            assert!(self.leaves.iter().all(|leaf| leaf.len() == 0));
+            assert!(self.leaves.iter().count() <= 1);
+            assert_eq!(self.inners.iter().count(), 0);
             return;
         }
         let mut nodes = (0, 0);
@@ -223,6 +226,8 @@ fn run<const L: usize, const I: usize>(space: Space, ops: &[Op]) {
                 let (a, b) = (space.at(a), space.at(b));
                 let expected = if a <= b { model.overlapping(a, b) } else { Vec::new() };
                 assert_eq!(tree.ranges(a, b), expected);
+                let lowest = tree.first_overlap(a, b).map(|e| (e.start, e.last, *e.value));
+                assert_eq!(lowest, expected.first().copied());
                 let holes = if a <= b { model.gaps(a, b) } else { Vec::new() };
                 assert_eq!(RawGaps::new(&tree, a, b).collect::<Vec<_>>(), holes);
                 let found = tree.find(a).map(|(leaf, at)| tree.leaves[leaf].starts[at]);

@@ -135,13 +135,31 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
             .map(|(inner, slot)| inner.lasts[slot - 1])
     }
 
+    /// The lowest range that shares an address with `[start, last]`.
+    #[inline]
+    pub(crate) fn first_overlap(&self, start: u64, last: u64) -> Option<Entry<&V>> {
+        if self.len == 0 || start > last {
+            return None;
+        }
+        let mut leaf = &self.leaves[self.leaf_of(start)];
+        let mut at = leaf.first_reaching(start);
+        if at == leaf.len() {
+            let next = self.next_leaf(self.path_to(start))?;
+            (leaf, at) = (&self.leaves[next.leaf], 0);
+        }
+        (leaf.starts[at] <= last).then(|| leaf.entry(at))
+    }
+
     pub(crate) fn insert(&mut self, start: u64, last: u64, value: V) -> Result<(), InsertError<V>> {
         if start > last {
             return Err(InsertError::Backwards { value });
         }
         if self.len == 0 {
-            // A map that stays small should not pay for a full node of values.
-            self.root = self.leaves.add(Leaf::with(start, last, value, 1));
+            match self.leaves.get_mut(self.root) {
+                Some(leaf) => leaf.insert(0, start, last, value),
+                // A map that stays small should not pay for a full node of values.
+                None => self.root = self.leaves.add(Leaf::with(start, last, value, 1)),
+            }
             self.len = 1;
             return Ok(());
         }
@@ -325,11 +343,12 @@ impl<V, const L: usize, const I: usize> Tree<V, L, I> {
         let value = leaf.remove(at);
         let (begin, end) = (at == 0, at == leaf.len());
         self.len -= 1;
-        if self.len == 0 {
-            *self = Self::new();
-        } else {
+        if self.len > 0 {
             self.narrow(path, begin, end, gap);
+        } else if self.leaves.has_grown() {
+            *self = Self::new();
         }
+        // A map that never was large keeps its leaf: it is often filled again.
         Some(Entry { start, last, value })
     }
 

@@ -93,7 +93,15 @@ impl<'a> Command<'a> {
 }
 
 /// User memory beyond what we know must be zero.
-fn check_zero(mm: &dyn Mm, mut at: u64, mut len: usize) -> Result<(), Error> {
+#[inline]
+fn check_zero(mm: &dyn Mm, at: u64, len: usize) -> Result<(), Error> {
+    if len == 0 { Ok(()) } else { check_zero_bytes(mm, at, len) }
+}
+
+/// Kept apart, so that nobody pays for its buffer who has nothing to check.
+#[cold]
+#[inline(never)]
+fn check_zero_bytes(mm: &dyn Mm, mut at: u64, mut len: usize) -> Result<(), Error> {
     let mut chunk = [0; 4096];
     while len > 0 {
         let part = &mut chunk[..len.min(4096)];
