@@ -204,15 +204,13 @@ impl State {
             (false, true) => Account::Mm,
             (false, false) => Account::User,
         };
-        let mapper = Mapper {
-            mm: task.mm().clone(),
-            user: task.user(),
-            account,
-            memlock_limit: task.memlock_limit(),
-        };
+        let (mm, user, memlock_limit) = (task.mm(), task.user(), task.memlock_limit());
         match &self.last_mapper {
-            Some(last) if last.same(&mapper) => last.clone(),
-            _ => self.last_mapper.insert(Arc::new(mapper)).clone(),
+            Some(last) if last.charges(mm, &user, account, memlock_limit) => last.clone(),
+            _ => {
+                let mapper = Mapper { mm: mm.clone(), user, account, memlock_limit };
+                self.last_mapper.insert(Arc::new(mapper)).clone()
+            }
         }
     }
 
@@ -423,7 +421,7 @@ impl File for Context {
     }
 
     fn ioctl(&self, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Errno> {
-        let result = self.arc().and_then(|this| crate::ioctl::ioctl(&this, task, cmd, arg));
+        let result = crate::ioctl::ioctl(self, task, cmd, arg);
         result.map_err(|error| {
             tracing::debug!(
                 ioctl = uapi::nr::name(cmd).unwrap_or("unknown"),

@@ -3,8 +3,6 @@
 //! Their structs carry `argsz` instead of the size rules of iommufd: shorter is
 //! an error, longer is ignored.
 
-use std::sync::Arc;
-
 use host::{Mm, PAGE_SIZE, Task};
 use iommu::Prot;
 use uapi::{Plain, nr, vfio as v};
@@ -13,12 +11,7 @@ use crate::context::State;
 use crate::ioctl::{Memory, NewMapping, read_user};
 use crate::{Context, Error, Id};
 
-pub(crate) fn ioctl(
-    context: &Arc<Context>,
-    task: &dyn Task,
-    cmd: u32,
-    arg: u64,
-) -> Result<i32, Error> {
+pub(crate) fn ioctl(context: &Context, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Error> {
     match cmd {
         nr::VFIO_GET_API_VERSION => Ok(v::VFIO_API_VERSION as i32),
         nr::VFIO_CHECK_EXTENSION => check_extension(&context.lock(), arg),
@@ -123,7 +116,7 @@ fn get_info(context: &Context, mm: &dyn Mm, arg: u64) -> Result<i32, Error> {
     Ok(0)
 }
 
-fn map_dma(context: &Arc<Context>, task: &dyn Task, arg: u64) -> Result<i32, Error> {
+fn map_dma(context: &Context, task: &dyn Task, arg: u64) -> Result<i32, Error> {
     let map: v::vfio_iommu_type1_dma_map = read_user(task.mm().as_ref(), arg)?;
     let known = v::VFIO_DMA_MAP_FLAG_READ | v::VFIO_DMA_MAP_FLAG_WRITE;
     if (map.argsz as usize) < size_of_val(&map) || map.flags & !known != 0 {

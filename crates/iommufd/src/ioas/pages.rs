@@ -71,10 +71,21 @@ impl Mapper {
 
     /// Whether a mapping by this caller would be charged as this one is.
     pub(crate) fn same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.mm, &other.mm)
-            && Arc::ptr_eq(&self.user, &other.user)
-            && self.account == other.account
-            && self.memlock_limit == other.memlock_limit
+        self.charges(&other.mm, &other.user, other.account, other.memlock_limit)
+    }
+
+    /// Whether these are who and what is charged.
+    pub(crate) fn charges(
+        &self,
+        mm: &Arc<dyn Mm>,
+        user: &Arc<User>,
+        account: Account,
+        memlock_limit: u64,
+    ) -> bool {
+        Arc::ptr_eq(&self.mm, mm)
+            && Arc::ptr_eq(&self.user, user)
+            && self.account == account
+            && self.memlock_limit == memlock_limit
     }
 }
 

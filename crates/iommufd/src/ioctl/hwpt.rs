@@ -13,7 +13,7 @@ use crate::fault::{FaultFile, FaultQueue};
 use crate::hwpt::HwptRequest;
 use crate::{Context, Error};
 
-pub(super) fn alloc(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_hwpt_alloc = command.get();
     if cmd.__reserved != 0 {
         return Err(Error::Unsupported("reserved field"));
@@ -57,7 +57,7 @@ pub(super) fn user_data(mm: &dyn Mm, data_type: u32, len: u32, at: u64) -> Optio
     (len != 0).then(|| UserData::new(data_type, len as usize, read))
 }
 
-pub(super) fn get_hw_info(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn get_hw_info(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_hw_info = command.get();
     if cmd.flags & !u::iommufd_hw_info_flags_IOMMU_HW_INFO_FLAG_INPUT_TYPE != 0
         || cmd.__reserved != [0; 3]
@@ -103,10 +103,7 @@ fn clear_user(mm: &dyn Mm, mut at: u64, mut len: usize) -> Result<(), Fault> {
     Ok(())
 }
 
-pub(super) fn set_dirty_tracking(
-    context: &Arc<Context>,
-    command: &Command<'_>,
-) -> Result<(), Error> {
+pub(super) fn set_dirty_tracking(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_hwpt_set_dirty_tracking = command.get();
     let enable = u::iommufd_hwpt_set_dirty_tracking_flags_IOMMU_HWPT_DIRTY_TRACKING_ENABLE;
     if cmd.flags & !enable != 0 {
@@ -125,7 +122,7 @@ pub(super) fn set_dirty_tracking(
 /// Bits collected before they are written to user memory.
 const CHUNK_BITS: u64 = 1 << 19;
 
-pub(super) fn get_dirty_bitmap(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn get_dirty_bitmap(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_hwpt_get_dirty_bitmap = command.get();
     let no_clear = u::iommufd_hwpt_get_dirty_bitmap_flags_IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR;
     if cmd.flags & !no_clear != 0 || cmd.__reserved != 0 {
@@ -216,7 +213,7 @@ impl Bits {
 /// The most entries of one invalidation.
 const MAX_ENTRIES: u32 = 1 << 19;
 
-pub(super) fn invalidate(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn invalidate(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_hwpt_invalidate = command.get();
     let (done, result) = run_invalidate(context, command, &cmd);
     // The number of entries handled is written on every path.
@@ -233,7 +230,7 @@ enum Of {
 }
 
 fn run_invalidate(
-    context: &Arc<Context>,
+    context: &Context,
     command: &Command<'_>,
     cmd: &u::iommu_hwpt_invalidate,
 ) -> (u32, Result<(), Error>) {
@@ -271,16 +268,13 @@ fn run_invalidate(
     (done, result.map_err(Error::from))
 }
 
-pub(super) fn fault_queue_alloc(
-    context: &Arc<Context>,
-    command: &Command<'_>,
-) -> Result<(), Error> {
+pub(super) fn fault_queue_alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_fault_alloc = command.get();
     if cmd.flags != 0 {
         return Err(Error::Unsupported("FAULT_QUEUE_ALLOC flags"));
     }
     let queue = Arc::new(FaultQueue::default());
-    let file = Arc::new(FaultFile::new(context.clone(), queue.clone()));
+    let file = Arc::new(FaultFile::new(context.arc()?, queue.clone()));
     let fd = command.task().install(file.clone(), true).map_err(Error::File)?;
     let object = Object::Fault(queue);
     let mut fault_id = 0;

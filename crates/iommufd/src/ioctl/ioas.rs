@@ -17,7 +17,7 @@ const FIXED_IOVA: u32 = u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
 const WRITEABLE: u32 = u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
 const READABLE: u32 = u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE;
 
-pub(super) fn alloc(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_ioas_alloc = command.get();
     if cmd.flags != 0 {
         return Err(Error::Unsupported("IOAS_ALLOC flags"));
@@ -31,7 +31,7 @@ pub(super) fn alloc(context: &Arc<Context>, command: &Command<'_>) -> Result<(),
     )
 }
 
-pub(super) fn iova_ranges(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn iova_ranges(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_ioas_iova_ranges = command.get();
     if cmd.__reserved != 0 {
         return Err(Error::Unsupported("reserved field"));
@@ -51,7 +51,7 @@ pub(super) fn iova_ranges(context: &Arc<Context>, command: &Command<'_>) -> Resu
     if ranges.len() > room { Err(Error::MessageSize) } else { Ok(()) }
 }
 
-pub(super) fn allow_iovas(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn allow_iovas(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_ioas_allow_iovas = command.get();
     if cmd.__reserved != 0 {
         return Err(Error::Unsupported("reserved field"));
@@ -182,7 +182,7 @@ impl Context {
     }
 }
 
-pub(super) fn map(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn map(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_ioas_map = command.get();
     let prot = protection(cmd.flags)?;
     if cmd.__reserved != 0 {
@@ -200,7 +200,7 @@ pub(super) fn map(context: &Arc<Context>, command: &Command<'_>) -> Result<(), E
     })
 }
 
-pub(super) fn map_file(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn map_file(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_ioas_map_file = command.get();
     let prot = protection(cmd.flags)?;
     bounded(&[cmd.iova, cmd.length])?;
@@ -221,7 +221,7 @@ pub(super) fn map_file(context: &Arc<Context>, command: &Command<'_>) -> Result<
     })
 }
 
-pub(super) fn copy(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn copy(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_ioas_copy = command.get();
     let prot = protection(cmd.flags)?;
     bounded(&[cmd.length, cmd.src_iova, cmd.dst_iova])?;
@@ -241,15 +241,22 @@ pub(super) fn copy(context: &Arc<Context>, command: &Command<'_>) -> Result<(), 
     })
 }
 
-pub(super) fn unmap(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn unmap(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_ioas_unmap = command.get();
-    context.lock().ioas(cmd.ioas_id)?;
     let all = cmd.iova == 0 && cmd.length == u64::MAX;
     let last = if all {
-        u64::MAX
+        Ok(u64::MAX)
     } else {
-        bounded(&[cmd.iova, cmd.length])?;
-        crate::ioas::range_last(cmd.iova, cmd.length)?
+        bounded(&[cmd.iova, cmd.length])
+            .and_then(|()| crate::ioas::range_last(cmd.iova, cmd.length))
+    };
+    let last = match last {
+        Ok(last) => last,
+        Err(error) => {
+            // An IOAS that does not exist is noticed first.
+            context.lock().ioas(cmd.ioas_id)?;
+            return Err(error);
+        }
     };
     let (bytes, result) = context.unmap_range(cmd.ioas_id, cmd.iova, last);
     result?;
@@ -261,14 +268,14 @@ pub(super) fn unmap(context: &Arc<Context>, command: &Command<'_>) -> Result<(),
 }
 
 /// As a kernel without no-IOMMU devices answers.
-pub(super) fn noiommu_get_pa(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn noiommu_get_pa(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     if !context.capable(command.task(), Capability::SysRawio) {
         return Err(Error::Permission("physical addresses need CAP_SYS_RAWIO"));
     }
     Err(Error::Unsupported("no-IOMMU devices"))
 }
 
-pub(super) fn change_process(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn change_process(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_ioas_change_process = command.get();
     if cmd.__reserved != 0 {
         return Err(Error::Unsupported("reserved field"));

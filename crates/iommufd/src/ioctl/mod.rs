@@ -10,7 +10,6 @@ mod option;
 mod viommu;
 
 use std::mem::offset_of;
-use std::sync::Arc;
 
 use host::Task;
 use uapi::iommufd as u;
@@ -20,7 +19,7 @@ pub(crate) use self::codec::{Command, read_user};
 pub(crate) use self::ioas::{Memory, NewMapping};
 use crate::{Context, Error};
 
-type Handler = fn(&Arc<Context>, &Command<'_>) -> Result<(), Error>;
+type Handler = fn(&Context, &Command<'_>) -> Result<(), Error>;
 
 struct Op {
     command: u32,
@@ -67,12 +66,7 @@ ops! {
 }
 
 /// Executes one ioctl of a context's file.
-pub(crate) fn ioctl(
-    context: &Arc<Context>,
-    task: &dyn Task,
-    cmd: u32,
-    arg: u64,
-) -> Result<i32, Error> {
+pub(crate) fn ioctl(context: &Context, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Error> {
     // Only the number selects the entry, as in the kernel.
     let number = nr::nr_of(cmd);
     if number < u::IOMMUFD_CMD_BASE {
@@ -83,7 +77,7 @@ pub(crate) fn ioctl(
     {
         Command::peek_size(task, arg)?;
         return if cmd == extension.command() {
-            extension.ioctl(context, task, arg)
+            extension.ioctl(&context.arc()?, task, arg)
         } else {
             Err(Error::UnknownIoctl)
         };
@@ -108,7 +102,7 @@ pub fn read_struct<T: Plain>(task: &dyn Task, arg: u64, min: usize) -> Result<(T
     Ok((command.get(), command.user_size()))
 }
 
-fn destroy(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+fn destroy(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_destroy = command.get();
     context.destroy(cmd.id)
 }

@@ -1,7 +1,6 @@
 //! `IOMMU_OPTION` and `IOMMU_VFIO_IOAS`.
 
 use std::mem::offset_of;
-use std::sync::Arc;
 
 use host::Capability;
 use uapi::iommufd as u;
@@ -12,7 +11,7 @@ use crate::{Context, Error};
 const SET: u32 = u::iommufd_option_ops_IOMMU_OPTION_OP_SET;
 const GET: u32 = u::iommufd_option_ops_IOMMU_OPTION_OP_GET;
 
-pub(super) fn option(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn option(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_option = command.get();
     if cmd.__reserved != 0 {
         return Err(Error::Unsupported("reserved field"));
@@ -26,7 +25,7 @@ pub(super) fn option(context: &Arc<Context>, command: &Command<'_>) -> Result<()
 }
 
 fn rlimit_mode(
-    context: &Arc<Context>,
+    context: &Context,
     command: &Command<'_>,
     cmd: &u::iommu_option,
 ) -> Result<u64, Error> {
@@ -54,7 +53,7 @@ fn rlimit_mode(
     }
 }
 
-fn huge_pages(context: &Arc<Context>, cmd: &u::iommu_option) -> Result<u64, Error> {
+fn huge_pages(context: &Context, cmd: &u::iommu_option) -> Result<u64, Error> {
     let mut state = context.lock();
     let (ioas, pages) = state.ioas_and_pages(cmd.object_id)?;
     match u32::from(cmd.op) {
@@ -72,7 +71,7 @@ fn huge_pages(context: &Arc<Context>, cmd: &u::iommu_option) -> Result<u64, Erro
     }
 }
 
-pub(super) fn vfio_ioas(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn vfio_ioas(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_vfio_ioas = command.get();
     if cmd.__reserved != 0 {
         return Err(Error::Unsupported("reserved field"));

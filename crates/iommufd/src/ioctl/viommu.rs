@@ -11,7 +11,7 @@ use crate::veventq::{EventFile, EventQueue};
 use crate::viommu::HwQueueRequest;
 use crate::{Context, Error};
 
-pub(super) fn alloc(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_viommu_alloc = command.get();
     if cmd.flags != 0 || cmd.type_ == u::iommu_viommu_type_IOMMU_VIOMMU_TYPE_DEFAULT {
         return Err(Error::Unsupported("VIOMMU_ALLOC flags or type"));
@@ -32,7 +32,7 @@ pub(super) fn alloc(context: &Arc<Context>, command: &Command<'_>) -> Result<(),
     )
 }
 
-pub(super) fn vdevice_alloc(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn vdevice_alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_vdevice_alloc = command.get();
     context.publish(
         |state| state.alloc_vdevice(cmd.viommu_id, cmd.dev_id, cmd.virt_id),
@@ -43,7 +43,7 @@ pub(super) fn vdevice_alloc(context: &Arc<Context>, command: &Command<'_>) -> Re
 /// The deepest event queue.
 const MAX_DEPTH: u32 = 1 << 19;
 
-pub(super) fn veventq_alloc(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn veventq_alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let cmd: u::iommu_veventq_alloc = command.get();
     if cmd.flags != 0
         || cmd.__reserved != 0
@@ -55,7 +55,7 @@ pub(super) fn veventq_alloc(context: &Arc<Context>, command: &Command<'_>) -> Re
         return Err(Error::Invalid("the depth of the event queue"));
     }
     let queue = Arc::new(EventQueue::new(cmd.veventq_depth));
-    let file = Arc::new(EventFile::new(context.clone(), queue.clone()));
+    let file = Arc::new(EventFile::new(context.arc()?, queue.clone()));
     let fd = command.task().install(file.clone(), true).map_err(Error::File)?;
     let mut queue_id = 0;
     let published = context.publish(
@@ -73,7 +73,7 @@ pub(super) fn veventq_alloc(context: &Arc<Context>, command: &Command<'_>) -> Re
     published
 }
 
-pub(super) fn hw_queue_alloc(context: &Arc<Context>, command: &Command<'_>) -> Result<(), Error> {
+pub(super) fn hw_queue_alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_hw_queue_alloc = command.get();
     if cmd.flags != 0 || cmd.type_ == u::iommu_hw_queue_type_IOMMU_HW_QUEUE_TYPE_DEFAULT {
         return Err(Error::Unsupported("HW_QUEUE_ALLOC flags or type"));
