@@ -355,9 +355,7 @@ fn main() {
         remove_insert(&mut report, &maps);
         gap_scan(&mut report, &maps);
     }
-    if std::env::var("ALLOC").is_ok() {
-        allocation(&mut report);
-    }
+    allocation(&mut report);
     build(&mut report, 1_000_000);
     #[allow(clippy::cast_precision_loss)]
     let bytes = build_ours(1_000_000).memory_usage() as f64 / 1e6;
