@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use host::{
     Capability, CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, PhysMemory, PhysRun,
@@ -399,15 +399,32 @@ impl Drop for Context {
     }
 }
 
-/// Holds the owner of mapped memory for as long as it is mapped.
-struct MmapGuard {
+/// Something outside the table, an open file or a mapping, that holds an object
+/// and its context.
+pub(crate) struct Hold {
     context: Arc<Context>,
-    owner: Id,
+    id: OnceLock<Id>,
 }
 
-impl Drop for MmapGuard {
+impl Hold {
+    /// Holds the context, and no object yet.
+    pub(crate) fn new(context: Arc<Context>) -> Self {
+        Self { context, id: OnceLock::new() }
+    }
+
+    /// Holds an object from now on; once.
+    pub(crate) fn take(&self, state: &mut State, id: Id) {
+        if self.id.set(id).is_ok() {
+            state.objects.hold(id);
+        }
+    }
+}
+
+impl Drop for Hold {
     fn drop(&mut self) {
-        self.context.lock().objects.unhold(self.owner);
+        if let Some(id) = self.id.get() {
+            self.context.lock().objects.unhold(*id);
+        }
     }
 }
 
@@ -431,9 +448,8 @@ impl File for Context {
         let area = state.mmaps.find(request.offset, request.len).ok_or(refused)?;
         let owner = area.owner.filter(|id| state.viommu(*id).is_ok()).ok_or(refused)?;
         let fd = area.memory.fd().map_err(|_| Errno::NOMEM)?;
-        state.objects.hold(owner);
-        drop(state);
-        let guard = Box::new(MmapGuard { context, owner });
+        let guard = Box::new(Hold::new(context));
+        guard.take(&mut state, owner);
         Ok(MmapBacking { fd, offset: 0, guard })
     }
 

@@ -13,7 +13,7 @@ use uapi::iommufd::{
     iommu_hwpt_pgfault_flags_IOMMU_PGFAULT_FLAGS_PASID_VALID as PASID_VALID,
 };
 
-use crate::context::State;
+use crate::context::Hold;
 use crate::{Context, Error, Id};
 
 const FAULT: usize = size_of::<iommu_hwpt_pgfault>();
@@ -91,29 +91,18 @@ impl Drop for FaultAttachment {
 
 /// The file of a fault queue. It keeps the queue and its context.
 pub(crate) struct FaultFile {
-    context: Arc<Context>,
-    id: OnceLock<Id>,
+    hold: Hold,
     queue: Arc<FaultQueue>,
 }
 
 impl FaultFile {
     pub(crate) fn new(context: Arc<Context>, queue: Arc<FaultQueue>) -> Self {
-        Self { context, id: OnceLock::new(), queue }
+        Self { hold: Hold::new(context), queue }
     }
 
-    /// The queue became a live object: the file holds it from now on.
-    pub(crate) fn hold(&self, state: &mut State, id: Id) {
-        if self.id.set(id).is_ok() {
-            state.objects.hold(id);
-        }
-    }
-}
-
-impl Drop for FaultFile {
-    fn drop(&mut self) {
-        if let Some(id) = self.id.get() {
-            self.context.lock().objects.unhold(*id);
-        }
+    /// What keeps the queue's object.
+    pub(crate) fn hold(&self) -> &Hold {
+        &self.hold
     }
 }
 

@@ -9,7 +9,7 @@ use uapi::iommufd::{
     iommu_veventq_flag_IOMMU_VEVENTQ_FLAG_LOST_EVENTS as LOST_EVENTS, iommufd_vevent_header,
 };
 
-use crate::context::{Object, State};
+use crate::context::{Hold, Object, State};
 use crate::viommu::Events;
 use crate::{Context, Error, Id};
 
@@ -71,29 +71,18 @@ impl EventQueue {
 
 /// The file of an event queue. It keeps the queue and its context.
 pub(crate) struct EventFile {
-    context: Arc<Context>,
-    id: OnceLock<Id>,
+    hold: Hold,
     queue: Arc<EventQueue>,
 }
 
 impl EventFile {
     pub(crate) fn new(context: Arc<Context>, queue: Arc<EventQueue>) -> Self {
-        Self { context, id: OnceLock::new(), queue }
+        Self { hold: Hold::new(context), queue }
     }
 
-    /// The queue became a live object: the file holds it from now on.
-    pub(crate) fn hold(&self, state: &mut State, id: Id) {
-        if self.id.set(id).is_ok() {
-            state.objects.hold(id);
-        }
-    }
-}
-
-impl Drop for EventFile {
-    fn drop(&mut self) {
-        if let Some(id) = self.id.get() {
-            self.context.lock().objects.unhold(*id);
-        }
+    /// What keeps the queue's object.
+    pub(crate) fn hold(&self) -> &Hold {
+        &self.hold
     }
 }
 

@@ -282,7 +282,7 @@ pub(super) fn fault_queue_alloc(context: &Context, command: &Command<'_>) -> Res
             cmd.out_fault_fd = fd as u32;
             command.respond(&cmd)
         },
-        |state, id| file.hold(state, id),
+        |state, id| file.hold().take(state, id),
     );
     published.inspect_err(|_| command.task().uninstall(fd))
 }

@@ -63,7 +63,7 @@ pub(super) fn veventq_alloc(context: &Context, command: &Command<'_>) -> Result<
             let (out_veventq_id, out_veventq_fd) = (id, fd as u32);
             command.respond(&u::iommu_veventq_alloc { out_veventq_id, out_veventq_fd, ..cmd })
         },
-        |state, id| file.hold(state, id),
+        |state, id| file.hold().take(state, id),
     );
     published.inspect_err(|_| command.task().uninstall(fd))
 }
