@@ -4,8 +4,9 @@
 //! ([`Id`]) behind one lock. It has two faces:
 //!
 //! * **ioctls** ([`Iommufd`] makes the files): each is decoded by one codec,
-//!   runs under the lock, and writes its answer after the lock is released, so
-//!   that user memory is never touched with the lock held. A new object stays
+//!   runs under the lock, and writes its answer after the lock is released:
+//!   no argument is copied with the lock held (pinning and an access's DMA do
+//!   touch memory under it). A new object stays
 //!   invisible until its id has reached user space.
 //! * **Rust methods** for what the kernel offers to drivers: binding and
 //!   attaching devices, accesses that read, write and pin through an IOAS, and
