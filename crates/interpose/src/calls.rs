@@ -52,7 +52,7 @@ pub(crate) fn ioctl(fd: RawFd, cmd: u32, arg: u64) -> Result<c_int, Errno> {
         Server::Here(file, task) => file.file.ioctl(&task, cmd, arg),
         Server::Elsewhere => client::ioctl(fd, cmd, arg),
     };
-    tracing::debug!(fd, cmd = format_args!("{cmd:#x}"), ?result, "ioctl");
+    tracing::trace!(fd, cmd = format_args!("{cmd:#x}"), ?result, "ioctl");
     result
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn read(fd: RawFd, buf: u64, len: usize, pos: Option<u64>) -> Result<
         }
         Server::Elsewhere => client::transfer(Tag::Read, fd, buf, len, pos),
     };
-    tracing::debug!(fd, len, ?pos, ?result, "read");
+    tracing::trace!(fd, len, ?pos, ?result, "read");
     result.map(|n| n as isize)
 }
 
@@ -75,7 +75,7 @@ pub(crate) fn write(fd: RawFd, buf: u64, len: usize, pos: Option<u64>) -> Result
         Server::Here(file, task) => file.file.write(&task, buf, len, pos),
         Server::Elsewhere => client::transfer(Tag::Write, fd, buf, len, pos),
     };
-    tracing::debug!(fd, len, ?pos, ?result, "write");
+    tracing::trace!(fd, len, ?pos, ?result, "write");
     result.map(|n| n as isize)
 }
 
@@ -94,6 +94,6 @@ pub(crate) fn mmap(fd: RawFd, request: MmapRequest) -> Result<MmapBacking, Errno
         }),
         Server::Elsewhere => client::mmap(fd, request),
     };
-    tracing::debug!(fd, ?request, errno = ?result.as_ref().err(), "mmap");
+    tracing::trace!(fd, ?request, errno = ?result.as_ref().err(), "mmap");
     result
 }

@@ -128,7 +128,7 @@ fn serve_call(process: &'static Process, id: Id, call: &OwnedFd, client: Option<
         let file = process.slab.read().own_file(id).ok_or(Errno::NODEV)?;
         file_call(&file, &task, &request, call, client)
     });
-    tracing::debug!(?request.tag, ?answer, "call from another process");
+    tracing::trace!(?request.tag, ?answer, "call from another process");
     let answer = match answer {
         Ok(Some(answer)) => answer,
         // Answered already.

@@ -143,3 +143,19 @@ fn the_log_says_what_was_refused_and_why() {
     assert!(text.contains("/dev/iommu"), "{text}");
     assert!(text.contains("refused ioctl=\"IOMMU_TEST_CMD\" errno=2"), "{text}");
 }
+
+#[test]
+fn every_injected_failure_reaches_the_program_as_an_error() {
+    let client = library().with_file_name("client");
+    let mut points = 0;
+    for nth in 1.. {
+        let nth = nth.to_string();
+        let output = softiommu(&["run", "--fail-nth", &nth, "--", client.to_str().unwrap()]);
+        match output.status.code() {
+            Some(0) => break,
+            Some(1) => points += 1,
+            other => panic!("failure {nth} ended the client with {other:?}"),
+        }
+    }
+    assert!(points > 10, "only {points} steps of the client can fail");
+}
