@@ -31,6 +31,26 @@ pub fn run(program: &[u8]) {
     machine.finish();
 }
 
+/// Runs two programs at once, on the same contexts, from two threads of one
+/// process. What must hold after each call of one program must hold once both
+/// have ended.
+pub fn race(one: &[u8], other: &[u8]) {
+    let machine = Machine::new();
+    std::thread::scope(|threads| {
+        for (number, program) in [one, other].into_iter().enumerate() {
+            let mut machine = machine.twin(number as u64);
+            threads.spawn(move || {
+                let mut input = Input(program);
+                while let Some(step) = input.u8() {
+                    machine.step(step, &mut input);
+                }
+            });
+        }
+    });
+    machine.check();
+    machine.finish();
+}
+
 /// Bytes that choose; zeroes once they run out.
 struct Input<'a>(&'a [u8]);
 
@@ -123,6 +143,8 @@ struct Machine {
     task: FakeTask,
     node: Arc<Iommufd>,
     contexts: Vec<Arc<Context>>,
+    /// Where this thread puts the arguments of its ioctls.
+    arg: u64,
 }
 
 impl Machine {
@@ -130,7 +152,18 @@ impl Machine {
         let host = FakeHost::new(PAGES);
         let node = iommufd_selftest::device_node(host.clone(), 200, &[]);
         let contexts = vec![node.context(), node.context()];
-        Self { task: FakeTask::new(&host), host, node, contexts }
+        Self { task: FakeTask::new(&host), host, node, contexts, arg: ARG }
+    }
+
+    /// The same process, as another of its threads sees it.
+    fn twin(&self, number: u64) -> Self {
+        Self {
+            task: FakeTask::new(&self.host),
+            host: self.host.clone(),
+            node: self.node.clone(),
+            contexts: self.contexts.clone(),
+            arg: ARG + number * PAGE_SIZE,
+        }
     }
 
     fn step(&mut self, step: u8, input: &mut Input<'_>) {
@@ -152,8 +185,8 @@ impl Machine {
 
     fn call(&self, context: &Arc<Context>, cmd: u32, bytes: &[u8]) {
         // The page may be read-only or gone just now; then the call faults.
-        let _ = self.host.copy_to_user(ARG, bytes);
-        let _ = context.ioctl(&self.task, cmd, ARG);
+        let _ = self.host.copy_to_user(self.arg, bytes);
+        let _ = context.ioctl(&self.task, cmd, self.arg);
     }
 
     /// An ioctl that has a chance.
