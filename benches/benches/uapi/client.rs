@@ -52,6 +52,41 @@ impl Iommu {
         self.test(t::IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE, stdev, cmd.out_hwpt_id);
     }
 
+    /// A vIOMMU with the mock device 1 in it.
+    pub(crate) fn viommu(&self) -> u32 {
+        let ioas = self.ioas();
+        let [_, _, dev_id] = self.test(t::IOMMU_TEST_OP_MOCK_DOMAIN, ioas, 0);
+        let mut hwpt = u::iommu_hwpt_alloc::zeroed();
+        hwpt.size = size_of::<u::iommu_hwpt_alloc>() as u32;
+        hwpt.flags = u::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT;
+        (hwpt.dev_id, hwpt.pt_id) = (dev_id, ioas);
+        self.call(nr::IOMMU_HWPT_ALLOC, &mut hwpt);
+        let mut cmd = u::iommu_viommu_alloc::zeroed();
+        (cmd.size, cmd.type_) = (40, t::IOMMU_VIOMMU_TYPE_SELFTEST);
+        (cmd.dev_id, cmd.hwpt_id) = (dev_id, hwpt.out_hwpt_id);
+        self.call(nr::IOMMU_VIOMMU_ALLOC, &mut cmd);
+        let viommu_id = cmd.out_viommu_id;
+        let mut cmd = u::iommu_vdevice_alloc::zeroed();
+        (cmd.size, cmd.viommu_id, cmd.dev_id, cmd.virt_id) = (24, viommu_id, dev_id, 1);
+        self.call(nr::IOMMU_VDEVICE_ALLOC, &mut cmd);
+        viommu_id
+    }
+
+    /// `IOMMU_HWPT_INVALIDATE` of a vIOMMU.
+    #[inline]
+    pub(crate) fn invalidate(&self, viommu: u32, entries: &[t::iommu_viommu_invalidate_selftest]) {
+        let mut cmd = u::iommu_hwpt_invalidate {
+            size: 32,
+            hwpt_id: viommu,
+            data_uptr: entries.as_ptr() as u64,
+            data_type: t::IOMMU_VIOMMU_INVALIDATE_DATA_SELFTEST,
+            entry_len: size_of_val(&entries[0]) as u32,
+            entry_num: entries.len() as u32,
+            __reserved: 0,
+        };
+        self.call(nr::IOMMU_HWPT_INVALIDATE, &mut cmd);
+    }
+
     fn test(&self, op: u32, id: u32, arg: u32) -> [u32; 3] {
         let mut cmd = iommu_test_cmd::zeroed();
         (cmd.size, cmd.op, cmd.id) = (size_of::<iommu_test_cmd>() as u32, op, id);

@@ -13,6 +13,8 @@ use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use softiommu::{Grant, Machine};
 
+use uapi::selftest::iommu_viommu_invalidate_selftest;
+
 use crate::client::Iommu;
 
 const PAGE: u64 = 4096;
@@ -197,6 +199,27 @@ fn foreign(report: &mut Report) {
     report.run(race);
 }
 
+/// Invalidations of a vIOMMU, in batches; the times are per entry.
+fn invalidate(report: &mut Report) {
+    const ENTRIES: u64 = 1 << 14;
+    let iommu = Iommu::open();
+    let viommu = iommu.viommu();
+    let entry = iommu_viommu_invalidate_selftest { flags: 0, vdev_id: 1, cache_id: 2 };
+    let entries = vec![entry; 4096];
+    let batches = |batch: usize| {
+        for _ in 0..ENTRIES as usize / batch {
+            iommu.invalidate(viommu, &entries[..batch]);
+        }
+    };
+    let mut race = Race::new("IOMMU_HWPT_INVALIDATE on a vIOMMU, per entry", ENTRIES);
+    race.enter("getppid, a bare system call", || (0..ENTRIES).for_each(|_| getppid()));
+    race.enter("1 entry per call", || batches(1));
+    race.enter("16 entries per call", || batches(16));
+    race.enter("256 entries per call", || batches(256));
+    race.enter("4096 entries per call", || batches(4096));
+    report.run(race);
+}
+
 fn main() {
     // As root in the kernel: pinned memory is not limited.
     let machine = Machine { grant: vec![Grant::IpcLock], ..Machine::default() };
@@ -207,6 +230,7 @@ fn main() {
     let mut report = Report::new("uAPI", 9);
     map_unmap(&mut report);
     allocation(&mut report);
+    invalidate(&mut report);
     foreign(&mut report);
     memory::areas(&mut report);
     memory::preload(&mut report);

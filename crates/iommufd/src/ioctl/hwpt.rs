@@ -253,12 +253,8 @@ fn run_invalidate(
         }
     };
     let mm = command.mm();
-    let array = UserArray {
-        data_type: cmd.data_type,
-        entry_len: cmd.entry_len,
-        entry_num: cmd.entry_num,
-        read: &|offset, buf| mm.copy_from_user(cmd.data_uptr.wrapping_add(offset), buf),
-    };
+    let read = |offset, buf: &mut [u8]| mm.copy_from_user(cmd.data_uptr.wrapping_add(offset), buf);
+    let array = UserArray::new(cmd.data_type, cmd.entry_len, cmd.entry_num, &read);
     let (done, result) = match of {
         Of::Nested(domain) => domain.invalidate(&array),
         Of::Viommu(viommu) => viommu.invalidate(&array),
