@@ -2,7 +2,10 @@
 
 /// Cases that do not pass yet, by pattern, and why. They are reported, and so is
 /// one that passes after all: then its line has to go.
-const NOT_YET: &[(&str, &str)] = &[];
+const NOT_YET: &[(&str, &str)] = &[
+    #[cfg(test)]
+    ("not_yet.*", "there is none just now"),
+];
 
 /// Cases that map huge pages from hugetlbfs.
 const HUGE_PAGES: &[&str] = &[

@@ -137,7 +137,7 @@ mod tests {
 
     const HUGE: &str = "vfio_compat_mock_domain.Ver1v2.huge_map";
     const PLAIN: &str = "iommufd.simple_close";
-    const LATER: &str = "basic_fail_nth.device";
+    const LATER: &str = "not_yet.case";
 
     fn ran(output: &str, died: Option<&str>) -> Ran {
         let mut tap = Parser::default();
