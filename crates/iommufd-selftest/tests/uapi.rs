@@ -229,3 +229,162 @@ fn an_id_that_did_not_reach_user_space_is_free_again() {
     assert_eq!(failed, Err(Errno::FAULT));
     assert_eq!(client.ioas(), 1);
 }
+
+const WO: u32 = u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
+
+impl Client {
+    fn read_through(&self, access: i32, iova: u64, len: u64) -> Result<(), Errno> {
+        let mut args = words(&[iova, len, page(40)]);
+        args.push(0);
+        self.test(t::IOMMU_TEST_OP_ACCESS_RW, access as u32, &args).map(drop)
+    }
+
+    fn hwpt(&self, device: u32, pt_id: u32, flags: u32, fault_id: u32) -> Result<u32, Errno> {
+        let mut cmd = u::iommu_hwpt_alloc {
+            size: 48,
+            flags,
+            dev_id: device,
+            pt_id,
+            fault_id,
+            ..Default::default()
+        };
+        self.call(nr::IOMMU_HWPT_ALLOC, &mut cmd).map(|_| cmd.out_hwpt_id)
+    }
+
+    fn alignment(&self, ioas_id: u32) -> u64 {
+        let mut cmd = u::iommu_ioas_iova_ranges { size: 32, ioas_id, ..Default::default() };
+        // There is no room for the ranges; the rest of the answer comes.
+        assert_eq!(self.call(nr::IOMMU_IOAS_IOVA_RANGES, &mut cmd), Err(Errno::MSGSIZE));
+        cmd.out_iova_alignment
+    }
+}
+
+#[test]
+fn what_may_only_be_written_cannot_be_read() {
+    let client = Client::new();
+    let ioas = client.ioas();
+    let iova = client.map(ioas, page(0), 4096, WO, 0).unwrap();
+    let access = client.access(ioas, t::MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES).unwrap();
+    assert_eq!(client.read_through(access, iova, 8), Err(Errno::PERM));
+    assert_eq!(client.pin(access, iova, 4096, 0), Err(Errno::PERM));
+    client.pin(access, iova, 4096, t::MOCK_FLAGS_ACCESS_WRITE).unwrap();
+}
+
+#[test]
+fn reading_through_an_ioas_is_charged_to_nobody() {
+    let mut client = Client::new();
+    client.task.capabilities.clear();
+    client.task.memlock_limit = 0;
+    let ioas = client.ioas();
+    let iova = client.map(ioas, page(0), 8192, RW, 0).unwrap();
+    let access = client.access(ioas, t::MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES).unwrap();
+    client.read_through(access, iova + 4000, 200).unwrap();
+    assert_eq!(client.pin(access, iova, 4096, 0), Err(Errno::NOMEM));
+    assert_eq!(client.host.total_pins(), 0);
+}
+
+#[test]
+fn an_iova_may_span_allowed_ranges_that_touch() {
+    let client = Client::new();
+    let ioas = client.ioas();
+    let ranges = [0x1_0000u64, 0x1_0fff, 0x1_1000, 0x1_1fff].map(u64::to_ne_bytes).concat();
+    client.host.copy_to_user(page(30), &ranges).unwrap();
+    let mut cmd = u::iommu_ioas_allow_iovas {
+        size: 24,
+        ioas_id: ioas,
+        num_iovas: 2,
+        __reserved: 0,
+        allowed_iovas: page(30),
+    };
+    client.call(nr::IOMMU_IOAS_ALLOW_IOVAS, &mut cmd).unwrap();
+    assert_eq!(client.map(ioas, page(0), 8192, RW, 0), Ok(0x1_0000));
+    assert_eq!(client.map(ioas, page(2), 4096, RW, 0), Err(Errno::NOSPC));
+}
+
+#[test]
+fn a_missing_fault_queue_is_the_last_error() {
+    let client = Client::new();
+    let (ioas, far) = (client.ioas(), client.ioas());
+    let device = client.mock(ioas).unwrap().idev;
+    let fault = u::iommufd_hwpt_alloc_flags_IOMMU_HWPT_FAULT_ID_VALID;
+    assert_eq!(client.hwpt(device, ioas, fault, 77), Err(Errno::NOENT));
+    // Outside what the hardware can map: that comes first.
+    client.map(far, page(0), 4096, RW | FIXED, 0x1000).unwrap();
+    assert_eq!(client.hwpt(device, far, fault, 77), Err(Errno::ADDRINUSE));
+}
+
+#[test]
+fn events_survive_a_reader_whose_memory_faults() {
+    let client = Client::new();
+    let ioas = client.ioas();
+    let device = client.mock(ioas).unwrap();
+    let parent = u::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT;
+    let parent = client.hwpt(device.idev, ioas, parent, 0).unwrap();
+    let mut viommu = u::iommu_viommu_alloc {
+        size: 40,
+        type_: t::IOMMU_VIOMMU_TYPE_SELFTEST,
+        dev_id: device.idev,
+        hwpt_id: parent,
+        ..Default::default()
+    };
+    client.call(nr::IOMMU_VIOMMU_ALLOC, &mut viommu).unwrap();
+    let viommu_id = viommu.out_viommu_id;
+    let mut vdevice = u::iommu_vdevice_alloc {
+        size: 24,
+        viommu_id,
+        dev_id: device.idev,
+        virt_id: 9,
+        ..Default::default()
+    };
+    client.call(nr::IOMMU_VDEVICE_ALLOC, &mut vdevice).unwrap();
+    let mut nested = u::iommu_hwpt_alloc {
+        size: 48,
+        dev_id: device.idev,
+        pt_id: viommu_id,
+        data_type: t::IOMMU_HWPT_DATA_SELFTEST,
+        data_len: 4,
+        data_uptr: page(30),
+        ..Default::default()
+    };
+    client.call(nr::IOMMU_HWPT_ALLOC, &mut nested).unwrap();
+    let replace = t::IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE;
+    client.test(replace, device.stdev, &[nested.out_hwpt_id]).unwrap();
+    let mut queue = u::iommu_veventq_alloc {
+        size: 32,
+        viommu_id,
+        type_: t::IOMMU_VEVENTQ_TYPE_SELFTEST,
+        veventq_depth: 2,
+        ..Default::default()
+    };
+    client.call(nr::IOMMU_VEVENTQ_ALLOC, &mut queue).unwrap();
+    let file = client.host.emulated(queue.out_veventq_fd as i32).unwrap();
+    for _ in 0..3 {
+        client.test(t::IOMMU_TEST_OP_TRIGGER_VEVENT, 0, &[device.idev]).unwrap();
+    }
+    // Two events of 12 bytes, then the header that says that one was lost.
+    assert_eq!(file.read(&client.task, 8, 12, None), Err(Errno::FAULT));
+    assert_eq!(file.read(&client.task, page(30), 24, None), Ok(24));
+    assert_eq!(file.read(&client.task, 8, 8, None), Err(Errno::FAULT));
+    assert_eq!(file.read(&client.task, page(30), 64, None), Ok(8));
+    let mut header = [0; 8];
+    client.host.copy_from_user(page(30), &mut header).unwrap();
+    assert_eq!(header, [1, 0, 0, 0, 2, 0, 0, 0]);
+    assert_eq!(file.read(&client.task, page(30), 64, None), Ok(0));
+    // A queue of the hardware's keeps IOVAs to whole pages, and its own mapped.
+    client.map(ioas, page(0), 4096, RW | FIXED, 0x200_0000).unwrap();
+    assert_eq!(client.alignment(ioas), 2048);
+    let mut hw = u::iommu_hw_queue_alloc {
+        size: 40,
+        viommu_id,
+        type_: t::IOMMU_HW_QUEUE_TYPE_SELFTEST,
+        nesting_parent_iova: 0x200_0000,
+        length: 4096,
+        ..Default::default()
+    };
+    client.call(nr::IOMMU_HW_QUEUE_ALLOC, &mut hw).unwrap();
+    assert_eq!(client.alignment(ioas), 4096);
+    assert_eq!(client.unmap(ioas, 0x200_0000, 4096), Err(Errno::BUSY));
+    client.destroy(hw.out_hw_queue_id).unwrap();
+    assert_eq!(client.alignment(ioas), 2048);
+    assert_eq!(client.unmap(ioas, 0x200_0000, 4096), Ok(4096));
+}
