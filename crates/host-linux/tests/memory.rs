@@ -146,6 +146,20 @@ fn what_cannot_be_pinned() {
 }
 
 #[test]
+fn a_hole_stays_a_hole_when_its_neighbour_is_pinned() {
+    let host = Host::new().unwrap();
+    let map = Map::anonymous(4, MapFlags::SHARED);
+    map.unmap_page(2);
+    map.unmap_page(3);
+    // Our own mapping of the first half must not land in the second.
+    assert!(pin(host.local_mm(), map.va(), 4, Access::Write).is_err());
+    let runs = pin(host.local_mm(), map.va(), 2, Access::Write).unwrap();
+    assert!(pin(host.local_mm(), map.va(), 4, Access::Write).is_err());
+    unpin(&host, runs);
+    assert_eq!(host.pinned_object_pages(), 0);
+}
+
+#[test]
 fn two_views_of_a_page_have_one_address() {
     let host = Host::new().unwrap();
     let fd = memfd(8);

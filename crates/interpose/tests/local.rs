@@ -37,6 +37,34 @@ fn open_ioctl_close() {
 }
 
 #[test]
+fn every_event_is_an_edge() {
+    let _one = setup();
+    let mut device = open();
+    // SAFETY: plain system calls on descriptors of ours, with a valid event.
+    let (epoll, added) = unsafe {
+        let epoll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+        let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
+        let mut event = libc::epoll_event { events, u64: 0 };
+        (epoll, libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, device.as_raw_fd(), &raw mut event))
+    };
+    assert_eq!(added, 0);
+    let edges = || {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: room for one event.
+        unsafe { libc::epoll_wait(epoll, &raw mut event, 1, 0) }
+    };
+    assert_eq!(edges(), 0);
+    for byte in *b"ab" {
+        ioctl(&device, PUSH, u64::from(byte)).unwrap();
+        assert_eq!((edges(), edges()), (1, 0), "also when nobody has read the one before");
+    }
+    assert_eq!(device.read(&mut [0; 9]).unwrap(), 2);
+    assert!(!readable_now(&device));
+    // SAFETY: ours, and not used again.
+    unsafe { libc::close(epoll) };
+}
+
+#[test]
 fn read_write_poll() {
     let _one = setup();
     let mut device = open();
