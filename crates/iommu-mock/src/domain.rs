@@ -33,8 +33,6 @@ struct Mapping {
     pa: u64,
     /// Sizes that its leaves may have, one bit each.
     sizes: u64,
-    #[allow(dead_code, reason = "shown by Debug; the mock has no DMA to refuse")]
-    prot: Prot,
 }
 
 impl Mapping {
@@ -120,7 +118,7 @@ impl PagingDomain for MockDomain {
         let sizes = self.geometry.page_sizes & (largest | (largest - 1));
         self.lock()
             .mappings
-            .insert(iova, last, Mapping { pa, sizes, prot })
+            .insert(iova, last, Mapping { pa, sizes })
             .map_err(|_| MapError::Overlap)
     }
 

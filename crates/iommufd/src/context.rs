@@ -156,7 +156,7 @@ pub(crate) enum Object {
 }
 
 macro_rules! kinds {
-    ($($get:ident $get_mut:ident $kind:ident $ty:ty;)+) => {
+    ($($get:ident $($get_mut:ident)? => $kind:ident $ty:ty;)+) => {
         impl State {
             $(
                 pub(crate) fn $get(&self, id: Id) -> Result<&$ty, Error> {
@@ -166,26 +166,25 @@ macro_rules! kinds {
                     }
                 }
 
-                #[allow(dead_code, reason = "not every kind changes after it is made")]
-                pub(crate) fn $get_mut(&mut self, id: Id) -> Result<&mut $ty, Error> {
+                $(pub(crate) fn $get_mut(&mut self, id: Id) -> Result<&mut $ty, Error> {
                     match self.objects.get_mut(id) {
                         Ok(Object::$kind(object)) => Ok(object),
                         _ => Err(Error::NoObject(id)),
                     }
-                }
+                })?
             )+
         }
     };
 }
 
 kinds! {
-    ioas ioas_mut Ioas Ioas;
-    hwpt_paging hwpt_paging_mut HwptPaging HwptPaging;
-    hwpt_nested hwpt_nested_mut HwptNested HwptNested;
-    device device_mut Device BoundDevice;
-    access access_mut Access Access;
-    fault_queue fault_queue_mut Fault Arc<FaultQueue>;
-    viommu viommu_mut Viommu ViommuObject;
+    ioas ioas_mut => Ioas Ioas;
+    hwpt_paging hwpt_paging_mut => HwptPaging HwptPaging;
+    hwpt_nested => HwptNested HwptNested;
+    device device_mut => Device BoundDevice;
+    access access_mut => Access Access;
+    fault_queue => Fault Arc<FaultQueue>;
+    viommu viommu_mut => Viommu ViommuObject;
 }
 
 impl State {
