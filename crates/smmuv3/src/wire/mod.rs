@@ -1,0 +1,1 @@
+//! Encodings of what software and the SMMU share: structures in memory, queue records, registers.
