@@ -11,11 +11,32 @@ pub mod cd;
 pub mod command;
 pub mod event;
 pub mod field;
+pub mod pri;
+pub mod register;
 pub mod ste;
 pub mod table;
 
 pub use cd::Cd;
 pub use command::{Command, TlbiVa};
 pub use event::{Class, Event, EventKind, Rwx};
+pub use pri::PageRequest;
+pub use register::Register;
 pub use ste::Ste;
 pub use table::{L1Cd, L1Std};
+
+/// Number of address bits an encoding of STE.S2PS, CD.IPS or SMMU_IDR5.OAS names: 32 to 56.
+///
+/// Only the low three bits count.
+#[must_use]
+pub const fn address_bits(encoding: u8) -> u32 {
+    match encoding & 0b111 {
+        0b000 => 32,
+        0b001 => 36,
+        0b010 => 40,
+        0b011 => 42,
+        0b100 => 44,
+        0b101 => 48,
+        0b110 => 52,
+        _ => 56,
+    }
+}
