@@ -130,7 +130,7 @@ pub struct TlbiVa {
     pub vmid: u16,
     /// Address space, for commands that have one; otherwise 0.
     pub asid: u16,
-    /// Virtual address bits [63:12], or intermediate physical address bits [55:12], in place.
+    /// Virtual address bits 63:12, or intermediate physical address bits 55:12, in place.
     pub address: u64,
     /// Only entries from the last level of a walk need go.
     pub leaf: bool,
