@@ -52,15 +52,8 @@ fn every_parameter_stands_where_the_specification_puts_it() {
             [0xdead_beef_ffff_fc01, 0],
         ),
         (
-            Command::PrefetchAddr {
-                sid: 1,
-                ssid: None,
-                ssec: false,
-                addr: 0x7000,
-                size: 0x1f,
-                stride: 9,
-            },
-            [0x1_0000_0002, 0x7000 | 9 << 5 | 0x1f],
+            Command::PrefetchAddr { sid: 1, ssid: None, ssec: false, addr: 0x7000, size: 0x1f },
+            [0x1_0000_0002, 0x7000 | 0x1f],
         ),
         (Command::CfgiSte { sid: 5, leaf: true, ssec: false }, [0x5_0000_0003, 1]),
         (Command::CfgiSteRange { sid: 0, range: 31, ssec: true }, [0x404, 31]),
