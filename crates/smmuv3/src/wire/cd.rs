@@ -85,7 +85,7 @@ fields! {
         had0, with_had0: bool = "HAD0" [65] { 1 => "table attributes ignored below TTB0" };
         e0pd0, with_e0pd0: bool = "E0PD0" [66] { 1 => "unprivileged access through TTB0 faults" };
         haft, with_haft: bool = "HAFT" [67];
-        /// Bits [55:4]. Before VMSAv9-128, address bits [55:52] are RES0.
+        /// Bits 55:4. Before VMSAv9-128, address bits 55:52 are RES0.
         ttb0, with_ttb0: address = "TTB0" [119:68];
         pnch, with_pnch: bool = "PnCH" [122];
         epan, with_epan: bool = "EPAN" [123];
@@ -97,7 +97,7 @@ fields! {
         had1, with_had1: bool = "HAD1" [129] { 1 => "table attributes ignored below TTB1" };
         e0pd1, with_e0pd1: bool = "E0PD1" [130] { 1 => "unprivileged access through TTB1 faults" };
         aie, with_aie: bool = "AIE" [131];
-        /// Bits [55:4]. Before VMSAv9-128, address bits [55:52] are RES0.
+        /// Bits 55:4. Before VMSAv9-128, address bits 55:52 are RES0.
         ttb1, with_ttb1: address = "TTB1" [183:132];
         ds, with_ds: bool = "DS" [186] { 1 => "52-bit addresses with 4 and 16 KiB" };
         pie, with_pie: bool = "PIE" [187];

@@ -25,7 +25,6 @@ fields! {
         leaf, with_leaf: bool = "Leaf" [64];
         range, with_range: u8 = "Range" [68:64];
         size, with_size: u8 = "Size" [68:64];
-        stride, with_stride: u8 = "Stride" [73:69];
         atc_size, with_atc_size: u8 = "Size" [69:64];
         prg_index, with_prg_index: u16 = "PRGIndex" [72:64];
         resp, with_resp: u8 = "Resp" [77:76];
@@ -130,7 +129,7 @@ pub struct TlbiVa {
     pub vmid: u16,
     /// Address space, for commands that have one; otherwise 0.
     pub asid: u16,
-    /// Virtual address bits [63:12], or intermediate physical address bits [55:12], in place.
+    /// Virtual address bits 63:12, or intermediate physical address bits 55:12, in place.
     pub address: u64,
     /// Only entries from the last level of a walk need go.
     pub leaf: bool,
@@ -155,10 +154,11 @@ pub struct TlbiVa {
 pub enum Command {
     /// Fetch the configuration of a stream ahead (§4.2.1).
     PrefetchConfig { sid: u32, ssid: Option<u32>, ssec: bool },
-    /// Translate `2^size` addresses `2^(12 + stride)` bytes apart ahead (§4.2.2).
+    /// Translate `2^size` addresses from `addr` on ahead (§4.2.2).
     ///
-    /// The NS parameter is RES0 outside the Secure queue and is not decoded.
-    PrefetchAddr { sid: u32, ssid: Option<u32>, ssec: bool, addr: u64, size: u8, stride: u8 },
+    /// Stride and NS are not decoded: one refines a hint, the other is RES0 outside the Secure
+    /// queue.
+    PrefetchAddr { sid: u32, ssid: Option<u32>, ssec: bool, addr: u64, size: u8 },
     /// Forget one STE (§4.3.1).
     CfgiSte { sid: u32, leaf: bool, ssec: bool },
     /// Forget `2^(range + 1)` STEs, aligned (§4.3.2). Range 31 is `CMD_CFGI_ALL` (§4.3.6).
@@ -252,14 +252,9 @@ impl Command {
         let va = raw.tlbi_va();
         Some(match raw.opcode() {
             op::PREFETCH_CONFIG => Self::PrefetchConfig { sid, ssid, ssec },
-            op::PREFETCH_ADDR => Self::PrefetchAddr {
-                sid,
-                ssid,
-                ssec,
-                addr: raw.address(),
-                size: raw.size(),
-                stride: raw.stride(),
-            },
+            op::PREFETCH_ADDR => {
+                Self::PrefetchAddr { sid, ssid, ssec, addr: raw.address(), size: raw.size() }
+            }
             op::CFGI_STE => Self::CfgiSte { sid, leaf, ssec },
             op::CFGI_STE_RANGE => Self::CfgiSteRange { sid, range: raw.range(), ssec },
             op::CFGI_CD => Self::CfgiCd { sid, ssid: raw.ssid(), leaf, ssec },
@@ -328,12 +323,11 @@ impl Command {
             Self::PrefetchConfig { sid, ssid, ssec } => {
                 by_sid(op::PREFETCH_CONFIG, sid, ssec).with_substream(ssid)
             }
-            Self::PrefetchAddr { sid, ssid, ssec, addr, size, stride } => {
+            Self::PrefetchAddr { sid, ssid, ssec, addr, size } => {
                 by_sid(op::PREFETCH_ADDR, sid, ssec)
                     .with_substream(ssid)
                     .with_address(addr)
                     .with_size(size)
-                    .with_stride(stride)
             }
             Self::CfgiSte { sid, leaf, ssec } => by_sid(op::CFGI_STE, sid, ssec).with_leaf(leaf),
             Self::CfgiSteRange { sid, range, ssec } => {
@@ -441,9 +435,9 @@ impl fmt::Display for Command {
                 stream(f, sid, ssid)?;
                 flag(f, "SSec", ssec)
             }
-            Self::PrefetchAddr { sid, ssid, ssec, addr, size, stride } => {
+            Self::PrefetchAddr { sid, ssid, ssec, addr, size } => {
                 stream(f, sid, ssid)?;
-                write!(f, " Addr={addr:#x} Size={size} Stride={stride}")?;
+                write!(f, " Addr={addr:#x} Size={size}")?;
                 flag(f, "SSec", ssec)
             }
             Self::CfgiSte { sid, leaf, ssec } => {

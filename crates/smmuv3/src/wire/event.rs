@@ -318,13 +318,13 @@ pub struct Event {
     pub class: Class,
     /// A read of the stage 1 descriptor caused the fault, not its update (`F_PERMISSION`, TT).
     pub ttrnw: bool,
-    /// IMPLEMENTATION DEFINED bits [127:112] of translation, size, access and permission faults.
+    /// IMPLEMENTATION DEFINED bits 127:112 of translation, size, access and permission faults.
     pub impl_def: u16,
     /// Address the transaction came with.
     pub input_address: u64,
-    /// Intermediate physical address of a stage 2 fault, bits [55:12].
+    /// Intermediate physical address of a stage 2 fault, bits 55:12.
     pub ipa: u64,
-    /// Physical address of the structure or descriptor, bits [55:3].
+    /// Physical address of the structure or descriptor, bits 55:3.
     pub fetch_address: u64,
     /// Size of a page request in 4 KiB, or of a translation request in translation units.
     pub span: u8,

@@ -1,8 +1,8 @@
 //! Named bit fields over words.
 //!
 //! Every encoding of this module is a view over its raw words: the bits stay as software wrote
-//! them, and a getter reads one field. [`fields!`] declares such a view in the notation of the
-//! specification, which numbers the bits of a structure through all its words.
+//! them, and a getter reads one field. The macro `fields!` declares such a view in the notation of
+//! the specification, which numbers the bits of a structure through all its words.
 
 use std::fmt::{self, Write};
 
@@ -34,7 +34,7 @@ impl fmt::Debug for Field {
 }
 
 /// The raw words a view stands on.
-pub trait Words {
+pub(super) trait Words {
     /// Word `index`, 64 bits each.
     fn word(&self, index: usize) -> u64;
     /// Replaces word `index`.
@@ -190,7 +190,7 @@ macro_rules! fields {
             ];
 
             $(
-                #[doc = concat!("`", $label, "` [", $high $(, ":", $low)?, "].")]
+                #[doc = concat!("`", $label, "`, bits ", $high $(, ":", $low)?, ".")]
                 $(#[$field_meta])*
                 #[inline]
                 $vis fn $get(&self) -> $crate::wire::field::fields!(@type $kind) {

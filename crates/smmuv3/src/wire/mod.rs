@@ -16,6 +16,9 @@ pub mod register;
 pub mod ste;
 pub mod table;
 
+#[cfg(test)]
+mod tests;
+
 pub use cd::Cd;
 pub use command::{Command, TlbiVa};
 pub use event::{Class, Event, EventKind, Rwx};

@@ -38,7 +38,7 @@ pub struct PageRequest {
     pub last: bool,
     /// Page request group index, 9 bits.
     pub prg_index: u16,
-    /// Address of the page, bits [63:12].
+    /// Address of the page, bits 63:12.
     pub address: u64,
 }
 

@@ -143,7 +143,7 @@ fields! {
         s2_nsa, with_s2_nsa: bool = "S2NSA" [193];
         s2_sl0_2, with_s2_sl0_2: bool = "S2SL0_2" [194];
         s2_ds, with_s2_ds: bool = "S2DS" [195] { 1 => "52-bit addresses with 4 and 16 KiB" };
-        /// Bits [55:4]. Before VMSAv9-128, address bits [55:52] are RES0.
+        /// Bits 55:4. Before VMSAv9-128, address bits 55:52 are RES0.
         s2_ttb, with_s2_ttb: address = "S2TTB" [247:196];
         s2_skl, with_s2_skl: u8 = "S2SKL" [254:253];
         part_id, with_part_id: u16 = "PARTID" [287:272];

@@ -162,7 +162,7 @@ fields! {
 fields! {
     /// SMMU_IIDR: implementer and product (§6.3.7).
     pub struct Iidr(pub u32) {
-        /// JEP106 code: continuation in [11:8], identity in [6:0].
+        /// JEP106 code: continuation in 11:8, identity in 6:0.
         implementer, with_implementer: u16 = "Implementer" [11:0];
         revision, with_revision: u8 = "Revision" [15:12];
         variant, with_variant: u8 = "Variant" [19:16];
