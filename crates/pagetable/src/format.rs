@@ -67,6 +67,18 @@ impl TableAttributes {
         Self(self.0 | below.0)
     }
 
+    /// PXNTable, UXNTable, APTable\[0\], APTable\[1\], from bit 0 on.
+    #[inline]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Inverse of [`bits`](Self::bits); higher bits are ignored.
+    #[inline]
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits & 0xf)
+    }
+
     /// PXNTable.
     pub const fn pxn(self) -> bool {
         self.0 & PXN_TABLE != 0

@@ -1,4 +1,37 @@
 //! A register-accurate model of the Arm SMMUv3 (Arm IHI 0070).
 #![forbid(unsafe_code)]
 
+mod ats;
+mod attributes;
+mod cache;
+mod commands;
+mod config;
+mod explain;
+mod fault;
+mod fetch;
+mod front;
+mod options;
+mod platform;
+mod queues;
+mod registers;
+mod requester;
+mod smmu;
+mod sync;
+mod translate;
 pub mod wire;
+
+pub use ats::{AtsError, AtsRequest, AtsTranslation};
+pub use attributes::Attributes;
+pub use cache::generation::StreamWorld;
+pub use cache::tlb::TlbSize;
+pub use explain::{Explanation, Step};
+pub use options::{Httu, Options, OptionsError, StallModel, Version};
+pub use pagetable::{Permissions, Shareability};
+pub use platform::{
+    Abort, AtcCompletion, AtcInvalidate, Devices, Interrupts, Memory, PageResponse,
+    PageResponseCode, Resume, Wire,
+};
+pub use registers::REGISTER_FILE_SIZE;
+pub use requester::{Refused, Requester, Transaction, Transfer, Translation};
+pub use smmu::Smmu;
+pub use sync::{Fence, SeqCst};

@@ -1,0 +1,154 @@
+//! Memory attributes: what stages and overrides make of the type, cacheability and shareability
+//! that a transaction came with (IHI 0070 chapter 13, DDI 0487 D8.6).
+
+use std::fmt;
+
+use pagetable::Shareability;
+
+/// A memory type in the encoding of a `MAIR` byte, and a shareability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Attributes {
+    /// As a byte of `CD.MAIR`: upper half outer, lower half inner; upper half zero is Device.
+    pub memory: u8,
+    /// Who is kept coherent. Means something to cacheable memory only; other types are Outer Shareable.
+    pub shareability: Shareability,
+}
+
+/// Device-nGnRnE.
+const DEVICE_NGNRNE: u8 = 0x00;
+/// Normal, inner and outer non-cacheable.
+const NON_CACHEABLE: u8 = 0x44;
+/// Normal, inner and outer write-back, read- and write-allocate.
+const WRITE_BACK: u8 = 0xff;
+
+impl Default for Attributes {
+    /// Normal write-back memory, Inner Shareable: what a coherent PCIe root port presents.
+    fn default() -> Self {
+        Self { memory: WRITE_BACK, shareability: Shareability::Inner }
+    }
+}
+
+impl Attributes {
+    /// Attributes from a byte of `CD.MAIR`, with its reserved encodings resolved (§5.4, MAIR0).
+    pub(crate) fn from_mair(byte: u8, shareability: Shareability) -> Self {
+        let memory = match (byte >> 4, byte & 0xf) {
+            // Reserved Device encodings behave as the type that bits [3:2] name.
+            (0, low) => low & 0xc,
+            (high, 0) => high << 4 | 0b0011,
+            _ => byte,
+        };
+        Self { memory, shareability }.consistent()
+    }
+
+    /// Attributes from a stage 2 descriptor's `MemAttr`, or an STE's or GBPA's override (§5.2, MemAttr), not
+    /// under FWB.
+    pub(crate) fn from_mem_attr(mem_attr: u8, shareability: Shareability) -> Self {
+        Self { memory: mem_attr_to_mair(mem_attr), shareability }.consistent()
+    }
+
+    /// What stage 2 makes of the result of stage 1 (or of the incoming attributes).
+    pub(crate) fn through_stage2(
+        self,
+        mem_attr: u8,
+        shareability: Shareability,
+        fwb: bool,
+    ) -> Self {
+        if fwb {
+            let memory = match mem_attr & 0x7 {
+                device @ 0..=3 => device << 2,
+                0b101 => NON_CACHEABLE,
+                0b110 => WRITE_BACK,
+                // 0b111, and the reserved 0b100: as stage 1 says.
+                _ => self.memory,
+            };
+            return Self { memory, shareability: stronger(self.shareability, shareability) }
+                .consistent();
+        }
+        let second = mem_attr_to_mair(mem_attr);
+        let memory = match (self.is_device(), second >> 4 == 0) {
+            (true, true) => self.memory.min(second),
+            (true, false) => self.memory,
+            (false, true) => second,
+            (false, false) => {
+                cacheability(self.memory >> 4, second >> 4) << 4
+                    | cacheability(self.memory & 0xf, second & 0xf)
+            }
+        };
+        Self { memory, shareability: stronger(self.shareability, shareability) }.consistent()
+    }
+
+    /// Any Device type.
+    pub fn is_device(self) -> bool {
+        self.memory >> 4 == 0
+    }
+
+    /// Device and non-cacheable memory is Outer Shareable whatever was said.
+    fn consistent(mut self) -> Self {
+        if self.is_device() || self.memory == NON_CACHEABLE {
+            self.shareability = Shareability::Outer;
+        }
+        self
+    }
+}
+
+/// A stage 2 `MemAttr` as a `MAIR` byte. The reserved encodings are Device-nGnRnE.
+fn mem_attr_to_mair(mem_attr: u8) -> u8 {
+    let half = |bits| match bits {
+        1 => 0x4,
+        2 => 0xb,
+        _ => 0xf,
+    };
+    match (mem_attr >> 2 & 3, mem_attr & 3) {
+        (0, device) => device << 2,
+        (_, 0) => DEVICE_NGNRNE,
+        (outer, inner) => half(outer) << 4 | half(inner),
+    }
+}
+
+/// The weaker cacheability of two halves of a `MAIR` byte, with the hints of the first.
+fn cacheability(first: u8, second: u8) -> u8 {
+    // 0: non-cacheable, 1: write-through, 2: write-back.
+    let class = |half: u8| match half {
+        0x4 => 0,
+        half if half & 0x4 == 0 => 1,
+        _ => 2,
+    };
+    match class(first).min(class(second)) {
+        0 => 0x4,
+        1 if class(first) == 1 => first,
+        1 => first & 0x3 | 0x8,
+        _ => first,
+    }
+}
+
+fn stronger(first: Shareability, second: Shareability) -> Shareability {
+    match (first, second) {
+        (Shareability::Outer, _) | (_, Shareability::Outer) => Shareability::Outer,
+        (Shareability::Inner, _) | (_, Shareability::Inner) => Shareability::Inner,
+        _ => Shareability::NonShareable,
+    }
+}
+
+impl fmt::Display for Attributes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_device() {
+            return f.write_str(match self.memory >> 2 {
+                0 => "Device-nGnRnE",
+                1 => "Device-nGnRE",
+                2 => "Device-nGRE",
+                _ => "Device-GRE",
+            });
+        }
+        let name = |half: u8| match half {
+            0x4 => "NC",
+            half if half & 0x4 == 0 => "WT",
+            _ => "WB",
+        };
+        let sharers = match self.shareability {
+            Shareability::Outer => "OSH",
+            Shareability::Inner => "ISH",
+            _ => "NSH",
+        };
+        write!(f, "Normal i{} o{} {sharers}", name(self.memory & 0xf), name(self.memory >> 4))
+    }
+}

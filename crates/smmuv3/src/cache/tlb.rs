@@ -1,0 +1,329 @@
+//! The TLB: combined translations in small and large pages, and what walks need again: stage 2
+//! translations and last-level tables.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::array::{Array, Clock, Epoch};
+use super::generation::{Generations, Space, Stamp, StreamWorld};
+use crate::sync::AtomicBool;
+
+/// Log2 of the page size of the small entries, in bytes. Every granule is a multiple of it.
+pub(crate) const SMALL: u32 = 12;
+/// Log2 of the page size of the large entries, in bytes.
+pub(crate) const LARGE: u32 = 21;
+
+/// How many entries each part of the TLB has, as powers of two; 32 bytes each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlbSize {
+    /// Combined (stage 1, stage 2, or both) translations of 4 KiB.
+    pub small_log2: u8,
+    /// Combined translations of 2 MiB.
+    pub large_log2: u8,
+    /// Stage 2 translations of 4 KiB, used by nested walks.
+    pub stage2_log2: u8,
+    /// Each of: stage 2 blocks, last-level stage 1 tables, last-level stage 2 tables.
+    pub walk_log2: u8,
+}
+
+impl Default for TlbSize {
+    /// 512 KiB.
+    fn default() -> Self {
+        Self { small_log2: 13, large_log2: 10, stage2_log2: 12, walk_log2: 10 }
+    }
+}
+
+impl TlbSize {
+    /// Memory that the TLB takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        let walk = 3 * (32usize << self.walk_log2);
+        walk + [self.small_log2, self.large_log2, self.stage2_log2]
+            .iter()
+            .map(|log2| 32usize << log2)
+            .sum::<usize>()
+    }
+}
+
+/// What an entry says: an address of up to 52 bits, and the bits around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Data(u64);
+
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const PERMISSIONS: u64 = 0x3f;
+const GLOBAL: u64 = 1 << 6;
+const SHAREABILITY_SHIFT: u32 = 7;
+const MEMORY_SHIFT: u32 = 52;
+
+impl Data {
+    /// `address` is that of the page or table, `permissions` six bits, `memory` a `MAIR` byte or a stage 2 `MemAttr`.
+    #[inline]
+    pub(crate) fn new(
+        address: u64,
+        permissions: u8,
+        global: bool,
+        memory: u8,
+        shareability: u8,
+    ) -> Self {
+        Self(
+            address & ADDRESS
+                | u64::from(permissions) & PERMISSIONS
+                | if global { GLOBAL } else { 0 }
+                | u64::from(shareability & 3) << SHAREABILITY_SHIFT
+                | u64::from(memory) << MEMORY_SHIFT,
+        )
+    }
+    #[inline]
+    pub(crate) fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+    #[inline]
+    pub(crate) fn raw(self) -> u64 {
+        self.0
+    }
+    #[inline]
+    pub(crate) fn address(self) -> u64 {
+        self.0 & ADDRESS
+    }
+    #[inline]
+    pub(crate) fn permissions(self) -> u8 {
+        (self.0 & PERMISSIONS) as u8
+    }
+    #[inline]
+    pub(crate) fn memory(self) -> u8 {
+        (self.0 >> MEMORY_SHIFT) as u8
+    }
+    #[inline]
+    pub(crate) fn shareability(self) -> u8 {
+        (self.0 >> SHAREABILITY_SHIFT) as u8 & 3
+    }
+    #[inline]
+    fn global(self) -> bool {
+        self.0 & GLOBAL != 0
+    }
+}
+
+/// What the caches were when a walk began; what the walk finds is cached for that state only.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Before {
+    leaf: Stamp,
+    table: u32,
+    stage2: u32,
+    epoch: Epoch,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Tlb {
+    generations: Generations,
+    clock: Clock,
+    small: Array,
+    large: Array,
+    stage2: Array,
+    stage2_blocks: Array,
+    stage1_tables: Array,
+    stage2_tables: Array,
+    /// Whether there may be global entries at all.
+    global: AtomicBool,
+    /// Invalidations so far, to sweep before a stamp can come round again.
+    retired: AtomicU64,
+}
+
+impl Tlb {
+    pub(crate) fn new(size: TlbSize) -> Self {
+        Self {
+            generations: Generations::default(),
+            clock: Clock::default(),
+            small: Array::new(size.small_log2, SMALL),
+            large: Array::new(size.large_log2, LARGE),
+            stage2: Array::new(size.stage2_log2, SMALL),
+            stage2_blocks: Array::new(size.walk_log2, LARGE),
+            stage1_tables: Array::new(size.walk_log2, LARGE),
+            stage2_tables: Array::new(size.walk_log2, LARGE),
+            global: AtomicBool::new(false),
+            retired: AtomicU64::new(0),
+        }
+    }
+
+    /// The combined translation of `address` and the log2 of its page's size. `address` is sign-extended from
+    /// bit 52 or below.
+    #[inline]
+    pub(crate) fn lookup(&self, space: &Space, address: u64) -> Option<(Data, u32)> {
+        let stamp = self.generations.leaf(space);
+        let wanted = |data: Data| if data.global() { stamp.global } else { stamp.asid };
+        if let Some(data) = self.small.lookup(space, address, wanted) {
+            return Some((data, SMALL));
+        }
+        self.large.lookup(space, address, wanted).map(|data| (data, LARGE))
+    }
+
+    /// To be called before a walk reads anything.
+    #[inline]
+    pub(crate) fn before(&self, space: &Space, vm: &Space) -> Before {
+        Before {
+            leaf: self.generations.leaf(space),
+            table: self.generations.table(space),
+            stage2: self.generations.stage2(vm),
+            epoch: self.clock.now(),
+        }
+    }
+
+    /// Remembers a combined translation: `data` for the `1 << size` bytes around `address`, which
+    /// are invalidated as part of `1 << scope` bytes (the stage 1 page; the only stage's page).
+    #[inline]
+    pub(crate) fn fill(
+        &self,
+        space: &Space,
+        address: u64,
+        size: u32,
+        scope: u32,
+        data: Data,
+        before: &Before,
+    ) {
+        let stamp = if data.global() {
+            self.global.store(true, Ordering::Release);
+            before.leaf.global
+        } else {
+            before.leaf.asid
+        };
+        let array = if size >= LARGE { &self.large } else { &self.small };
+        array.fill(space, address, scope, data, stamp, &self.clock, before.epoch);
+    }
+
+    /// The stage 2 translation of `ipa` and the log2 of its page's size. `vm` is the stage 2 space.
+    #[inline]
+    pub(crate) fn lookup_stage2(&self, vm: &Space, ipa: u64) -> Option<(Data, u32)> {
+        let stamp = self.generations.stage2(vm);
+        if let Some(data) = self.stage2.lookup(vm, ipa, |_| stamp) {
+            return Some((data, SMALL));
+        }
+        self.stage2_blocks.lookup(vm, ipa, |_| stamp).map(|data| (data, LARGE))
+    }
+
+    #[inline]
+    pub(crate) fn fill_stage2(&self, vm: &Space, ipa: u64, size: u32, data: Data, before: &Before) {
+        let array = if size >= LARGE { &self.stage2_blocks } else { &self.stage2 };
+        array.fill(vm, ipa, size, data, before.stage2, &self.clock, before.epoch);
+    }
+
+    /// The last-level stage 1 table for the 2 MiB around `address`.
+    #[inline]
+    pub(crate) fn lookup_stage1_table(&self, space: &Space, address: u64) -> Option<Data> {
+        let stamp = self.generations.table(space);
+        self.stage1_tables.lookup(space, address, |_| stamp)
+    }
+
+    #[inline]
+    pub(crate) fn fill_stage1_table(
+        &self,
+        space: &Space,
+        address: u64,
+        data: Data,
+        before: &Before,
+    ) {
+        self.stage1_tables.fill(
+            space,
+            address,
+            LARGE,
+            data,
+            before.table,
+            &self.clock,
+            before.epoch,
+        );
+    }
+
+    /// The last-level stage 2 table for the 2 MiB around `ipa`.
+    #[inline]
+    pub(crate) fn lookup_stage2_table(&self, vm: &Space, ipa: u64) -> Option<Data> {
+        let stamp = self.generations.stage2(vm);
+        self.stage2_tables.lookup(vm, ipa, |_| stamp)
+    }
+
+    #[inline]
+    pub(crate) fn fill_stage2_table(&self, vm: &Space, ipa: u64, data: Data, before: &Before) {
+        self.stage2_tables.fill(vm, ipa, LARGE, data, before.stage2, &self.clock, before.epoch);
+    }
+
+    /// `CMD_TLBI_NSNH_ALL`, and a change of what the caches depend on.
+    pub(crate) fn invalidate_all(&self) {
+        self.generations.retire_all();
+        self.count();
+    }
+
+    /// `CMD_TLBI_NH_ALL`, `CMD_TLBI_EL2_ALL`; with `stage2`, `CMD_TLBI_S12_VMALL`.
+    pub(crate) fn invalidate_vmid(&self, world: StreamWorld, vmid: u16, stage2: bool) {
+        self.generations.retire_vmid(world, vmid);
+        if stage2 {
+            self.generations.retire_stage2(vmid);
+        }
+        self.count();
+    }
+
+    /// `CMD_TLBI_NH_ASID`, `CMD_TLBI_EL2_ASID`: global translations stay.
+    pub(crate) fn invalidate_asid(&self, world: StreamWorld, vmid: u16, asid: u16) {
+        self.generations.retire_asid(world, vmid, asid);
+        self.count();
+    }
+
+    /// `CMD_TLBI_NH_VA`, `CMD_TLBI_EL2_VA`: `size` bytes from `address` on; unless `leaf`, the tables on the way
+    /// there, too.
+    pub(crate) fn invalidate_va(
+        &self,
+        world: StreamWorld,
+        vmid: u16,
+        asid: u16,
+        address: u64,
+        size: u64,
+        leaf: bool,
+    ) {
+        if !leaf {
+            self.generations.retire_tables(world, vmid, asid);
+        }
+        if self.global.load(Ordering::Acquire) {
+            // A global translation sits under the ASID that filled it, whichever that was.
+            self.generations.retire_global(world, vmid);
+        }
+        self.clock.tick();
+        let fits = [false, true].into_iter().all(|stage2| {
+            let space = Space::new(world, vmid, asid, true, stage2);
+            self.small.clear(&space, address, size) && self.large.clear(&space, address, size)
+        });
+        if !fits {
+            self.generations.retire_asid(world, vmid, asid);
+        }
+        self.count();
+    }
+
+    /// `CMD_TLBI_S2_IPA`: stage 2 translations, alone and as used by walks. Combined translations may stay.
+    pub(crate) fn invalidate_ipa(&self, vmid: u16, ipa: u64, size: u64, leaf: bool) {
+        let vm = Space::stage2(vmid);
+        self.clock.tick();
+        let fits = leaf
+            && self.stage2.clear(&vm, ipa, size)
+            && self.stage2_blocks.clear(&vm, ipa, size)
+            && self.small.clear(&vm, ipa, size)
+            && self.large.clear(&vm, ipa, size);
+        if !fits {
+            // Stage 2 only translations carry the stamp of ASID 0.
+            self.generations.retire_stage2(vmid);
+            self.generations.retire_vmid(StreamWorld::El1, vmid);
+        }
+        self.count();
+    }
+
+    fn count(&self) {
+        let retired = self.retired.fetch_add(1, Ordering::Relaxed);
+        // Each invalidation advances a stamp by three at most.
+        if retired & 0x1fff_ffff == 0x1fff_ffff {
+            self.clock.tick();
+            for array in [
+                &self.small,
+                &self.large,
+                &self.stage2,
+                &self.stage2_blocks,
+                &self.stage1_tables,
+                &self.stage2_tables,
+            ] {
+                array.sweep();
+            }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The SMMU as a consumer: the Command queue (§4, §7.1).
+
+use crate::cache::generation::StreamWorld;
+use crate::front::{Effect, Front};
+use crate::options::StallModel;
+use crate::platform::{AtcInvalidate, Memory, PageResponse, PageResponseCode, Resume, Wire};
+use crate::queues::{CMDQ_ERR, MSI_CMDQ_ABT_ERR};
+use crate::smmu::Smmu;
+use crate::sync::Fence;
+use crate::wire::register::{CmdqCons, CommandError, Prod, Register};
+use crate::wire::{Command, TlbiVa};
+
+/// log2 of the size of a command, in bytes.
+const COMMAND_LOG2: u32 = 4;
+
+/// What became of a command.
+enum Outcome {
+    Consumed,
+    /// It stays at the head of the queue until something else has happened.
+    Waits,
+    Error(CommandError),
+}
+
+const ILLEGAL: Outcome = Outcome::Error(CommandError::Ill);
+
+impl<M: Memory, F: Fence> Smmu<M, F> {
+    /// Executes commands until none is left, one waits or fails, or the budget is used up. Returns whether
+    /// any was consumed.
+    pub(crate) fn run_commands(&self, front: &mut Front, budget: &mut u32) -> bool {
+        self.acknowledge_enable(front);
+        let (base, ring) = front.queue(Register::CmdqBase, COMMAND_LOG2, self.options.cmdq_log2);
+        let mut progress = false;
+        while *budget > 0 && front.cr0().cmdqen() && !front.active(CMDQ_ERR) {
+            let cons = CmdqCons(front.word(Register::CmdqCons));
+            if ring.is_empty(Prod(front.word(Register::CmdqProd)).wr(), cons.rd()) {
+                break;
+            }
+            *budget -= 1;
+            let address = base + (u64::from(ring.index(cons.rd())) << COMMAND_LOG2);
+            let mut bytes = [0; 16];
+            let outcome = if self.memory.read(address, &mut bytes).is_err() {
+                Outcome::Error(CommandError::Abt)
+            } else {
+                let (low, high) = bytes.split_at(8);
+                let word = |half: &[u8]| u64::from_le_bytes(half.try_into().unwrap_or_default());
+                self.execute(
+                    front,
+                    [word(low), word(high)],
+                    CmdqCons(cons.0).with_rd(ring.next(cons.rd())),
+                )
+            };
+            match outcome {
+                Outcome::Consumed => progress = true,
+                Outcome::Waits => break,
+                Outcome::Error(error) => {
+                    let cons = CmdqCons(front.word(Register::CmdqCons)).with_err(error as u8);
+                    front.set(Register::CmdqCons, cons.0.into());
+                    self.activate(front, CMDQ_ERR);
+                    progress = true;
+                }
+            }
+        }
+        progress
+    }
+
+    /// Executes one command; `next` is what `CMDQ_CONS` becomes when it is consumed.
+    fn execute(&self, front: &mut Front, raw: [u64; 2], next: CmdqCons) -> Outcome {
+        let Some(command) = Command::decode(&raw) else { return ILLEGAL };
+        if self.options.check_reserved && command.encode() != raw {
+            return ILLEGAL;
+        }
+        let outcome = match command {
+            Command::Sync { cs, msi_data, msi_address, .. } => {
+                return self.sync(front, cs, msi_address, msi_data, next);
+            }
+            _ => self.dispatch(front, command),
+        };
+        if matches!(outcome, Outcome::Consumed) {
+            front.set(Register::CmdqCons, next.0.into());
+        }
+        outcome
+    }
+
+    fn dispatch(&self, front: &mut Front, command: Command) -> Outcome {
+        let o = &self.options;
+        let (stage1, stage2, hyp) = (o.stage1, o.stage2, o.hyp);
+        // Without stage 2 there are no VMIDs.
+        let vmid = |vmid: u16| if stage2 { vmid } else { 0 };
+        let legal = match command {
+            Command::PrefetchConfig { ssec, .. } | Command::PrefetchAddr { ssec, .. } => !ssec,
+            Command::CfgiSte { sid, ssec, .. } => {
+                !ssec && {
+                    self.configurations.retire(sid);
+                    true
+                }
+            }
+            Command::CfgiSteRange { sid, range, ssec } => {
+                !ssec && {
+                    self.configurations.retire_range(sid, u32::from(range) + 1);
+                    true
+                }
+            }
+            Command::CfgiCd { sid, ssec, .. } | Command::CfgiCdAll { sid, ssec } => {
+                stage1 && !ssec && {
+                    self.configurations.retire(sid);
+                    true
+                }
+            }
+            Command::TlbiNhAll { vmid: id } => {
+                stage1 && {
+                    self.tlb.invalidate_vmid(StreamWorld::El1, vmid(id), false);
+                    true
+                }
+            }
+            Command::TlbiNhAsid { vmid: id, asid } => {
+                stage1 && {
+                    self.tlb.invalidate_asid(StreamWorld::El1, vmid(id), asid);
+                    true
+                }
+            }
+            Command::TlbiNhVa(va) => {
+                stage1 && self.invalidate_va(StreamWorld::El1, vmid(va.vmid), Some(va.asid), &va)
+            }
+            Command::TlbiNhVaa(va) => {
+                stage1 && self.invalidate_va(StreamWorld::El1, vmid(va.vmid), None, &va)
+            }
+            Command::TlbiEl2All => {
+                hyp && {
+                    self.tlb.invalidate_vmid(StreamWorld::El2, 0, false);
+                    true
+                }
+            }
+            Command::TlbiEl2Asid { asid } => {
+                hyp && {
+                    self.tlb.invalidate_asid(StreamWorld::El2E2h, 0, asid);
+                    true
+                }
+            }
+            Command::TlbiEl2Va(va) => {
+                hyp && {
+                    // Which of the two EL2 regimes is meant is CR2.E2H's to say; both are never in use.
+                    self.invalidate_va(StreamWorld::El2, 0, Some(0), &va)
+                        && self.invalidate_va(StreamWorld::El2E2h, 0, Some(va.asid), &va)
+                }
+            }
+            Command::TlbiEl2Vaa(va) => hyp && self.invalidate_va(StreamWorld::El2, 0, None, &va),
+            Command::TlbiS12Vmall { vmid } => {
+                stage2 && {
+                    self.tlb.invalidate_vmid(StreamWorld::El1, vmid, true);
+                    true
+                }
+            }
+            Command::TlbiS2Ipa(ipa) => stage2 && self.invalidate_ipa(&ipa),
+            Command::TlbiNsnhAll => {
+                self.tlb.invalidate_all();
+                true
+            }
+            Command::AtcInv { sid, ssid, global, size, addr } => {
+                o.ats && size <= 52 && {
+                    self.atc_invalidate(front, sid, ssid, global, size, addr);
+                    true
+                }
+            }
+            Command::PriResp { sid, ssid, prg_index, resp } => {
+                o.pri && pri_response(front, sid, ssid, prg_index, resp)
+            }
+            Command::Resume { sid, stag, action, ssec } => {
+                o.stall_model != StallModel::TerminateOnly && !ssec && {
+                    self.resume(front, sid, stag, action);
+                    true
+                }
+            }
+            Command::StallTerm { sid, ssec } => {
+                o.stall_model != StallModel::TerminateOnly && !ssec && {
+                    front.end_stalls(|stalled| stalled == sid, Resume::Abort);
+                    true
+                }
+            }
+            // Secure, EL3, MPAM and DPT: not implemented, so illegal.
+            _ => false,
+        };
+        if legal { Outcome::Consumed } else { ILLEGAL }
+    }
+
+    fn sync(
+        &self,
+        front: &mut Front,
+        cs: u8,
+        msi_address: u64,
+        msi_data: u32,
+        next: CmdqCons,
+    ) -> Outcome {
+        if cs == 0b11 {
+            return ILLEGAL;
+        }
+        if !front.atc_pending.is_empty() {
+            return Outcome::Waits;
+        }
+        if std::mem::take(&mut front.atc_failed) {
+            return Outcome::Error(CommandError::AtcInvSync);
+        }
+        let quiet = if let Some(outstanding) = &mut front.sync {
+            outstanding.refresh()
+        } else {
+            let outstanding = self.in_flight.outstanding();
+            let quiet = outstanding.is_empty();
+            front.sync = Some(outstanding);
+            quiet
+        };
+        if !quiet {
+            return Outcome::Waits;
+        }
+        front.sync = None;
+        self.in_flight.forget_unless(front.enable.is_some());
+        front.set(Register::CmdqCons, next.0.into());
+        match cs {
+            0b01 => {
+                let address = msi_address & ((1u128 << self.options.oas) - 1) as u64;
+                if self.options.msi
+                    && msi_address != 0
+                    && self.memory.write(address, &msi_data.to_le_bytes()).is_err()
+                {
+                    self.activate(front, MSI_CMDQ_ABT_ERR);
+                }
+                front.effects.push_back(Effect::Pulse(Wire::CmdSync));
+            }
+            0b10 if self.options.sev => front.effects.push_back(Effect::Pulse(Wire::Sev)),
+            _ => {}
+        }
+        Outcome::Consumed
+    }
+
+    /// The bytes that an invalidation by address covers, from its address on; `None` if it is malformed (§4.4.1.1).
+    fn range(&self, va: &TlbiVa) -> Option<u64> {
+        if !self.options.ril || va.tg == 0 {
+            // Covers one entry of whatever size.
+            return Some(1);
+        }
+        if va.num == 0
+            && va.scale == 0
+            && (va.ttl == 0 || va.ttl == 1 && va.tg == 2 && !self.options.ds)
+        {
+            return None;
+        }
+        let granule = 10 + 2 * u32::from(va.tg);
+        let scale = u32::from(va.scale).min(if self.options.ds { 39 } else { 31 });
+        let bytes = (u128::from(va.num) + 1) << (scale + granule);
+        Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+    }
+
+    fn invalidate_va(&self, world: StreamWorld, vmid: u16, asid: Option<u16>, va: &TlbiVa) -> bool {
+        let Some(size) = self.range(va) else { return false };
+        match asid {
+            // Addresses are cached with the sign that their regime gives them.
+            Some(asid) => {
+                let address = if world == StreamWorld::El2 {
+                    va.address
+                } else {
+                    (va.address << 8) as i64 as u64 >> 8 | sign(va.address)
+                };
+                self.tlb.invalidate_va(world, vmid, asid, address, size, va.leaf);
+            }
+            None => self.tlb.invalidate_vmid(world, vmid, false),
+        }
+        true
+    }
+
+    fn invalidate_ipa(&self, ipa: &TlbiVa) -> bool {
+        let Some(size) = self.range(ipa) else { return false };
+        self.tlb.invalidate_ipa(ipa.vmid, ipa.address, size, ipa.leaf);
+        true
+    }
+
+    fn atc_invalidate(
+        &self,
+        front: &mut Front,
+        sid: u32,
+        ssid: Option<u32>,
+        global: bool,
+        size: u8,
+        addr: u64,
+    ) {
+        if !front.cr0().smmuen() {
+            return;
+        }
+        let substream_id = ssid.filter(|_| self.options.ssid_bits > 0);
+        let address = if size >= 52 { 0 } else { addr >> (12 + size) << (12 + size) };
+        let request = AtcInvalidate {
+            stream_id: sid,
+            substream_id,
+            global: global && substream_id.is_some(),
+            address,
+            size_log2: size,
+        };
+        let tag = front.atc_tag;
+        front.atc_tag += 1;
+        front.atc_pending.push(tag);
+        front.effects.push_back(Effect::AtcInvalidate { tag, request });
+    }
+
+    fn resume(&self, front: &mut Front, sid: u32, stag: u16, action: u8) {
+        let Some(Some(stalled)) = front.stalled.get(usize::from(stag)) else { return };
+        if stalled.event.sid != sid || !stalled.reported {
+            return;
+        }
+        let action = if action & Command::RESUME_RETRY != 0 {
+            Resume::Retry
+        } else if action & Command::RESUME_ABORT != 0 || self.options.abort_only {
+            Resume::Abort
+        } else {
+            Resume::RazWi
+        };
+        front.stalled[usize::from(stag)] = None;
+        front.effects.push_back(Effect::Resume { stream_id: sid, stag, action });
+    }
+}
+
+/// Bits [63:56] as copies of bit 55.
+fn sign(address: u64) -> u64 {
+    if address >> 55 & 1 == 1 { 0xff << 56 } else { 0 }
+}
+
+fn pri_response(
+    front: &mut Front,
+    stream_id: u32,
+    substream_id: Option<u32>,
+    prg_index: u16,
+    resp: u8,
+) -> bool {
+    let code = match resp {
+        0 => PageResponseCode::Failure,
+        1 => PageResponseCode::InvalidRequest,
+        2 => PageResponseCode::Success,
+        _ => return false,
+    };
+    if front.cr0().smmuen() {
+        front.effects.push_back(Effect::PageResponse(PageResponse {
+            stream_id,
+            substream_id,
+            prg_index,
+            code,
+        }));
+    }
+    true
+}

@@ -1,0 +1,502 @@
+//! Where transactions enter.
+
+use std::sync::Arc;
+
+use pagetable::Permissions;
+
+use crate::attributes::Attributes;
+use crate::cache::in_flight::Marker;
+use crate::config::Context;
+use crate::explain::{Explanation, Recorder, Step};
+use crate::fault::{Fault, Origin};
+use crate::platform::{Abort, Memory};
+use crate::smmu::Smmu;
+use crate::sync::{Fence, SeqCst};
+use crate::translate::{Output, Walker, Wanted, representable};
+use crate::wire::{Event, EventKind};
+use pagetable::Shareability;
+
+/// A transaction as a device issues it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transaction {
+    /// Who issues it.
+    pub stream_id: u32,
+    /// On behalf of which of its address spaces (PCIe: PASID).
+    pub substream_id: Option<u32>,
+    /// The input address, 64 bits.
+    pub address: u64,
+    /// A write, else a read.
+    pub write: bool,
+    /// Privileged, else unprivileged.
+    pub privileged: bool,
+    /// An instruction fetch; writes are data whatever this says.
+    pub instruction: bool,
+    /// The memory attributes that it comes with.
+    pub attributes: Attributes,
+    /// PCIe: the address was translated by ATS.
+    pub translated: bool,
+}
+
+impl Transaction {
+    /// An unprivileged data read of ordinary memory.
+    pub fn read(stream_id: u32, address: u64) -> Self {
+        Self {
+            stream_id,
+            substream_id: None,
+            address,
+            write: false,
+            privileged: false,
+            instruction: false,
+            attributes: Attributes::default(),
+            translated: false,
+        }
+    }
+
+    /// An unprivileged data write of ordinary memory.
+    pub fn write(stream_id: u32, address: u64) -> Self {
+        Self { write: true, ..Self::read(stream_id, address) }
+    }
+
+    /// The same for a substream.
+    #[must_use]
+    pub fn with_substream(self, substream_id: u32) -> Self {
+        Self { substream_id: Some(substream_id), ..self }
+    }
+}
+
+/// Where a transaction goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translation {
+    /// The output address for the transaction's input address (PA).
+    pub address: u64,
+    /// How many bytes from there on continue the input alike: to the end of the page.
+    pub length: u64,
+    /// Memory attributes of the access.
+    pub attributes: Attributes,
+    /// Privileged, after overrides.
+    pub privileged: bool,
+    /// An instruction fetch, after overrides.
+    pub instruction: bool,
+}
+
+/// Why a transaction goes nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It ends with a bus error.
+    #[error("aborted")]
+    Abort,
+    /// It ends as if it had succeeded: reads are zero, writes are ignored (`CD.A == 0`).
+    #[error("terminated, reads as zero and ignores writes")]
+    RazWi,
+    /// It waits: [`Devices::resume`](crate::Devices::resume) says when to issue it again or how to end it.
+    #[error("stalled as {stag:#x}")]
+    Stalled {
+        /// What names it until then.
+        stag: u16,
+    },
+}
+
+impl From<Abort> for Refused {
+    fn from(_: Abort) -> Self {
+        Self::Abort
+    }
+}
+
+/// A port of the SMMU for one thread of one or more devices.
+///
+/// It remembers the configuration of the streams that it issued for last, so a port for each
+/// device, or for each thread, serves best.
+pub struct Requester<M: Memory, F: Fence = SeqCst> {
+    smmu: Arc<Smmu<M, F>>,
+    marker: Arc<Marker>,
+    contexts: Box<[Option<Remembered>]>,
+}
+
+struct Remembered {
+    /// StreamID and SubstreamID.
+    key: u64,
+    stamp: u64,
+    context: Context,
+}
+
+fn key(transaction: &Transaction) -> u64 {
+    let substream = transaction.substream_id.map_or(0, |ssid| u64::from(ssid & 0xf_ffff) << 1 | 1);
+    u64::from(transaction.stream_id) | substream << 32
+}
+
+impl<M: Memory, F: Fence> Requester<M, F> {
+    pub(crate) fn new(smmu: Arc<Smmu<M, F>>) -> Self {
+        let marker = smmu.in_flight.register();
+        let contexts = (0..1 << smmu.options.contexts_log2).map(|_| None).collect();
+        Self { smmu, marker, contexts }
+    }
+
+    /// The SMMU.
+    pub fn smmu(&self) -> &Arc<Smmu<M, F>> {
+        &self.smmu
+    }
+
+    /// Begins to issue transactions. As long as the result lives, no `CMD_SYNC` completes that
+    /// would revoke what was translated through it: finish the accesses first, then drop it.
+    #[inline]
+    pub fn begin(&mut self) -> Transfer<'_, M, F> {
+        self.smmu.in_flight.begin(&self.marker);
+        Transfer { requester: self }
+    }
+}
+
+impl<M: Memory, F: Fence> Drop for Requester<M, F> {
+    fn drop(&mut self) {
+        self.smmu.in_flight.unregister(&self.marker);
+    }
+}
+
+/// Transactions under way; see [`Requester::begin`].
+pub struct Transfer<'a, M: Memory, F: Fence = SeqCst> {
+    requester: &'a mut Requester<M, F>,
+}
+
+impl<M: Memory, F: Fence> Drop for Transfer<'_, M, F> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.requester.smmu.in_flight.end(&self.requester.marker) {
+            self.requester.smmu.poll();
+        }
+    }
+}
+
+impl<M: Memory, F: Fence> Transfer<'_, M, F> {
+    /// Translates one transaction. The answer holds as long as this transfer lives.
+    #[inline]
+    pub fn translate(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
+        if let Some(translation) = self.hit(transaction) {
+            return Ok(translation);
+        }
+        self.miss(transaction)
+    }
+
+    #[inline]
+    fn hit(&self, transaction: &Transaction) -> Option<Translation> {
+        let smmu = &*self.requester.smmu;
+        let remembered = self.requester.remembered(transaction)?;
+        let context = &remembered.context;
+        let canonical = context.canonical(transaction.address);
+        if transaction.translated || !representable(canonical) {
+            return None;
+        }
+        let wanted = context.wanted(transaction);
+        let (data, size) = smmu.tlb.lookup(&context.space, canonical)?;
+        if !Permissions::from_bits(data.permissions()).contains(wanted.permissions()) {
+            // Whatever the reason, a walk finds out: hardware updates, or who is to report what.
+            return None;
+        }
+        let offset = (1 << size) - 1;
+        let output = Output {
+            address: data.address() & !offset | canonical & offset,
+            ipa: canonical,
+            size,
+            permissions: Permissions::from_bits(data.permissions()),
+            memory: data.memory(),
+            shareability: Shareability::from_bits(data.shareability().into()),
+        };
+        Some(context.translation(transaction, &output, wanted))
+    }
+
+    /// Reads through the SMMU from the device's address space. Bytes before the first failing page
+    /// may have been read.
+    pub fn read(&mut self, transaction: &Transaction, data: &mut [u8]) -> Result<(), Refused> {
+        let mut done = 0;
+        while done < data.len() {
+            let (address, length) = self.run(transaction, done, data.len())?;
+            self.requester.smmu.memory.read(address, &mut data[done..done + length])?;
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// Writes through the SMMU to the device's address space. Bytes before the first failing page may have been
+    /// written.
+    pub fn write(&mut self, transaction: &Transaction, data: &[u8]) -> Result<(), Refused> {
+        let transaction = Transaction { write: true, ..*transaction };
+        let mut done = 0;
+        while done < data.len() {
+            let (address, length) = self.run(&transaction, done, data.len())?;
+            self.requester.smmu.memory.write(address, &data[done..done + length])?;
+            done += length;
+        }
+        Ok(())
+    }
+
+    /// The next physically contiguous part of an access of `len` bytes of which `done` are done.
+    #[inline]
+    fn run(
+        &mut self,
+        transaction: &Transaction,
+        done: usize,
+        len: usize,
+    ) -> Result<(u64, usize), Refused> {
+        let next = |done: usize| Transaction {
+            address: transaction.address.wrapping_add(done as u64),
+            ..*transaction
+        };
+        let first = self.translate(&next(done))?;
+        let mut length = first.length.min((len - done) as u64);
+        while ((done as u64 + length) as usize) < len {
+            // Only what continues the run is worth a look; a refusal is met when it is due.
+            match self.hit(&next(done + length as usize)) {
+                Some(more) if more.address == first.address.wrapping_add(length) => {
+                    length += more.length.min((len - done) as u64 - length);
+                }
+                _ => break,
+            }
+        }
+        Ok((first.address, length as usize))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn miss(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
+        let smmu = self.requester.smmu.clone();
+        self.requester.translate_slow(&smmu, transaction)
+    }
+}
+
+impl<M: Memory, F: Fence> Requester<M, F> {
+    #[inline]
+    fn slot(&self, key: u64) -> usize {
+        (key ^ key >> 20) as usize & (self.contexts.len() - 1)
+    }
+
+    #[inline]
+    fn remembered(&self, transaction: &Transaction) -> Option<&Remembered> {
+        let key = key(transaction);
+        let remembered = self.contexts[self.slot(key)].as_ref()?;
+        (remembered.key == key
+            && remembered.stamp == self.smmu.configurations.stamp(transaction.stream_id))
+        .then_some(remembered)
+    }
+
+    fn translate_slow(
+        &mut self,
+        smmu: &Smmu<M, F>,
+        transaction: &Transaction,
+    ) -> Result<Translation, Refused> {
+        if transaction.translated {
+            return smmu.translated(transaction);
+        }
+        if !smmu.live.cr0().smmuen() {
+            return smmu.disabled(transaction);
+        }
+        if transaction.substream_id.is_some_and(|ssid| ssid > 0xf_ffff) {
+            let fault = Fault {
+                substream_id: transaction.substream_id,
+                ..Fault::configuration(EventKind::BadSubstreamId)
+            };
+            return Err(smmu.refuse(&fault, transaction, None, true));
+        }
+        if self.remembered(transaction).is_none() {
+            // Before anything is read: what is read later may be newer, never older.
+            let stamp = smmu.configurations.stamp(transaction.stream_id);
+            let before = |context: &Context| Some(smmu.tlb.before(&context.space, &context.vm));
+            match smmu.fetch_context(
+                transaction.stream_id,
+                transaction.substream_id,
+                before,
+                &mut (),
+            ) {
+                Ok(context) => {
+                    let key = key(transaction);
+                    let slot = self.slot(key);
+                    self.contexts[slot] = Some(Remembered { key, stamp, context });
+                }
+                Err(fault) => return Err(smmu.refuse(&fault, transaction, None, true)),
+            }
+        }
+        let slot = self.slot(key(transaction));
+        match &self.contexts[slot] {
+            Some(Remembered { context, .. }) => smmu.walk(context, transaction),
+            None => Err(Refused::Abort),
+        }
+    }
+}
+
+impl<M: Memory, F: Fence> Smmu<M, F> {
+    fn walk(&self, context: &Context, transaction: &Transaction) -> Result<Translation, Refused> {
+        if context.abort {
+            return Err(Refused::Abort);
+        }
+        let wanted = context.wanted(transaction);
+        let canonical = context.canonical(transaction.address);
+        let before =
+            Some(self.tlb.before(&context.space, &context.vm)).filter(|_| representable(canonical));
+        let mut walker = Walker {
+            memory: &self.memory,
+            tlb: &self.tlb,
+            context,
+            oas: self.options.oas,
+            before,
+            recorder: &mut (),
+        };
+        match walker.translate(canonical, wanted) {
+            Ok(output) => Ok(context.translation(transaction, &output, wanted)),
+            Err(fault) => Err(self.refuse(&fault, transaction, Some(context), true)),
+        }
+    }
+
+    /// `SMMUEN == 0`: `GBPA` decides (§6.3.14).
+    pub(crate) fn disabled(&self, transaction: &Transaction) -> Result<Translation, Refused> {
+        let gbpa = self.live.gbpa();
+        if gbpa.abort() || transaction.address >> self.options.oas != 0 {
+            return Err(Refused::Abort);
+        }
+        let overrides = crate::config::Overrides::of_gbpa(gbpa, &self.options);
+        Ok(Translation {
+            address: transaction.address,
+            length: (1 << self.options.oas) - transaction.address,
+            attributes: overrides.attributes(transaction.attributes),
+            privileged: overrides.privileged(transaction.privileged),
+            instruction: overrides.instruction(transaction.instruction, transaction.write),
+        })
+    }
+
+    /// The one place where a fault becomes an event and an answer to the device.
+    pub(crate) fn refuse(
+        &self,
+        fault: &Fault,
+        transaction: &Transaction,
+        context: Option<&Context>,
+        may_stall: bool,
+    ) -> Refused {
+        let event = fault.event(&origin(transaction, context));
+        let mergeable = context.is_none_or(|context| context.mev);
+        let mut refused = if fault.controls.abort { Refused::Abort } else { Refused::RazWi };
+        {
+            let mut front = self.front.lock();
+            let stalled = if fault.controls.stall && may_stall && event.kind.can_stall() {
+                self.stall(&mut front, event)
+            } else {
+                None
+            };
+            if let Some(stag) = stalled {
+                refused = Refused::Stalled { stag };
+            } else if fault.controls.record || fault.controls.stall {
+                self.record(&mut front, event, mergeable);
+            }
+        }
+        self.poll();
+        refused
+    }
+
+    /// What would happen to a transaction, step by step, from what memory holds now. Nothing is cached, updated or
+    /// recorded.
+    pub fn explain(&self, transaction: &Transaction) -> (Result<Translation, Event>, Explanation) {
+        let mut steps = Vec::new();
+        let result = self.explained(transaction, &mut steps);
+        (result, Explanation { steps })
+    }
+
+    fn explained(
+        &self,
+        transaction: &Transaction,
+        steps: &mut Vec<Step>,
+    ) -> Result<Translation, Event> {
+        let silent = Event::default();
+        if !self.live.cr0().smmuen() {
+            steps.step(|| Step::Disabled { abort: self.live.gbpa().abort() });
+            return self.disabled(transaction).map_err(|_| silent);
+        }
+        let context =
+            self.fetch_context(transaction.stream_id, transaction.substream_id, |_| None, steps);
+        let (fault, context) = match context {
+            Err(fault) => (fault, None),
+            Ok(context) if context.abort => return Err(silent),
+            Ok(context) => {
+                let wanted = context.wanted(transaction);
+                let mut walker = Walker {
+                    memory: &self.memory,
+                    tlb: &self.tlb,
+                    context: &context,
+                    oas: self.options.oas,
+                    before: None,
+                    recorder: steps,
+                };
+                match walker.translate(context.canonical(transaction.address), wanted) {
+                    Ok(output) => return Ok(context.translation(transaction, &output, wanted)),
+                    Err(fault) => (fault, Some(context)),
+                }
+            }
+        };
+        let event = fault.event(&origin(transaction, context.as_ref()));
+        steps.step(|| Step::Fault {
+            event,
+            recorded: fault.controls.record,
+            stalls: fault.controls.stall && event.kind.can_stall(),
+        });
+        Err(event)
+    }
+}
+
+fn origin(transaction: &Transaction, context: Option<&Context>) -> Origin {
+    let wanted = context.map_or(
+        Wanted {
+            write: transaction.write,
+            privileged: transaction.privileged,
+            instruction: transaction.instruction,
+        },
+        |context| context.wanted(transaction),
+    );
+    Origin {
+        stream_id: transaction.stream_id,
+        substream_id: transaction.substream_id,
+        address: transaction.address,
+        write: transaction.write,
+        privileged: wanted.privileged,
+        instruction: wanted.instruction,
+    }
+}
+
+impl Context {
+    /// What a transaction wants, after the STE's overrides.
+    #[inline]
+    pub(crate) fn wanted(&self, transaction: &Transaction) -> Wanted {
+        Wanted {
+            write: transaction.write,
+            privileged: self.overrides.privileged(transaction.privileged),
+            instruction: self.overrides.instruction(transaction.instruction, transaction.write),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn canonical(&self, address: u64) -> u64 {
+        match &self.stage1 {
+            Some(stage1) => stage1.canonical(address),
+            None => address,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn translation(
+        &self,
+        transaction: &Transaction,
+        output: &Output,
+        wanted: Wanted,
+    ) -> Translation {
+        let found = Attributes { memory: output.memory, shareability: output.shareability };
+        let attributes = match (&self.stage1, &self.stage2) {
+            (Some(_), _) => found,
+            (None, Some(stage2)) => self
+                .overrides
+                .attributes(transaction.attributes)
+                .through_stage2(found.memory, found.shareability, stage2.fwb),
+            (None, None) => self.overrides.attributes(transaction.attributes),
+        };
+        let offset = transaction.address & ((1 << output.size) - 1);
+        Translation {
+            address: output.address,
+            length: (1 << output.size) - offset,
+            attributes,
+            privileged: wanted.privileged,
+            instruction: wanted.instruction,
+        }
+    }
+}
