@@ -69,117 +69,98 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if self.options.check_reserved && command.encode() != raw {
             return ILLEGAL;
         }
-        let outcome = match command {
-            Command::Sync { cs, msi_data, msi_address, .. } => {
-                return self.sync(front, cs, msi_address, msi_data, next);
-            }
-            _ => self.dispatch(front, command),
-        };
-        if matches!(outcome, Outcome::Consumed) {
-            front.set(Register::CmdqCons, next.0.into());
+        if !self.legal(&command) {
+            return ILLEGAL;
         }
-        outcome
+        if let Command::Sync { cs, msi_data, msi_address, .. } = command {
+            return self.sync(front, cs, msi_address, msi_data, next);
+        }
+        self.carry_out(front, command);
+        front.set(Register::CmdqCons, next.0.into());
+        Outcome::Consumed
     }
 
-    fn dispatch(&self, front: &mut Front, command: Command) -> Outcome {
+    /// Whether this SMMU has the command, and its parameters have a meaning (§4.1.3).
+    fn legal(&self, command: &Command) -> bool {
         let o = &self.options;
-        let (stage1, stage2, hyp) = (o.stage1, o.stage2, o.hyp);
+        let stalls = o.stall_model != StallModel::TerminateOnly;
+        match command {
+            Command::PrefetchConfig { ssec, .. }
+            | Command::PrefetchAddr { ssec, .. }
+            | Command::CfgiSte { ssec, .. }
+            | Command::CfgiSteRange { ssec, .. } => !ssec,
+            Command::CfgiCd { ssec, .. } | Command::CfgiCdAll { ssec, .. } => o.stage1 && !ssec,
+            Command::TlbiNhAll { .. } | Command::TlbiNhAsid { .. } => o.stage1,
+            Command::TlbiNhVa(va) | Command::TlbiNhVaa(va) => o.stage1 && self.range(va).is_some(),
+            Command::TlbiEl2All | Command::TlbiEl2Asid { .. } => o.hyp,
+            Command::TlbiEl2Va(va) | Command::TlbiEl2Vaa(va) => o.hyp && self.range(va).is_some(),
+            Command::TlbiS12Vmall { .. } => o.stage2,
+            Command::TlbiS2Ipa(ipa) => o.stage2 && self.range(ipa).is_some(),
+            Command::TlbiNsnhAll => true,
+            Command::AtcInv { size, .. } => o.ats && *size <= 52,
+            Command::PriResp { resp, .. } => o.pri && *resp != 0b11,
+            Command::Resume { ssec, .. } | Command::StallTerm { ssec, .. } => stalls && !ssec,
+            Command::Sync { cs, .. } => *cs != 0b11,
+            // Secure, EL3, MPAM and DPT are not implemented.
+            _ => false,
+        }
+    }
+
+    /// Carries out a legal command.
+    fn carry_out(&self, front: &mut Front, command: Command) {
         // Without stage 2 there are no VMIDs.
-        let vmid = |vmid: u16| if stage2 { vmid } else { 0 };
-        let legal = match command {
-            Command::PrefetchConfig { ssec, .. } | Command::PrefetchAddr { ssec, .. } => !ssec,
-            Command::CfgiSte { sid, ssec, .. } => {
-                !ssec && {
-                    self.configurations.retire(sid);
-                    true
-                }
-            }
-            Command::CfgiSteRange { sid, range, ssec } => {
-                !ssec && {
-                    self.configurations.retire_range(sid, u32::from(range) + 1);
-                    true
-                }
-            }
-            Command::CfgiCd { sid, ssec, .. } | Command::CfgiCdAll { sid, ssec } => {
-                stage1 && !ssec && {
-                    self.configurations.retire(sid);
-                    true
-                }
+        let vmid = |vmid: u16| if self.options.stage2 { vmid } else { 0 };
+        match command {
+            Command::CfgiSte { sid, .. }
+            | Command::CfgiCd { sid, .. }
+            | Command::CfgiCdAll { sid, .. } => self.configurations.retire(sid),
+            Command::CfgiSteRange { sid, range, .. } => {
+                self.configurations.retire_range(sid, u32::from(range) + 1);
             }
             Command::TlbiNhAll { vmid: id } => {
-                stage1 && {
-                    self.tlb.invalidate_vmid(StreamWorld::El1, vmid(id), false);
-                    true
-                }
+                self.tlb.invalidate_vmid(StreamWorld::El1, vmid(id), false);
             }
             Command::TlbiNhAsid { vmid: id, asid } => {
-                stage1 && {
-                    self.tlb.invalidate_asid(StreamWorld::El1, vmid(id), asid);
-                    true
-                }
+                self.tlb.invalidate_asid(StreamWorld::El1, vmid(id), asid);
             }
             Command::TlbiNhVa(va) => {
-                stage1 && self.invalidate_va(StreamWorld::El1, vmid(va.vmid), Some(va.asid), &va)
+                self.invalidate_va(StreamWorld::El1, vmid(va.vmid), va.asid, &va)
             }
             Command::TlbiNhVaa(va) => {
-                stage1 && self.invalidate_va(StreamWorld::El1, vmid(va.vmid), None, &va)
+                self.tlb.invalidate_vmid(StreamWorld::El1, vmid(va.vmid), false);
             }
-            Command::TlbiEl2All => {
-                hyp && {
-                    self.tlb.invalidate_vmid(StreamWorld::El2, 0, false);
-                    true
-                }
+            Command::TlbiEl2All | Command::TlbiEl2Vaa(_) => {
+                self.tlb.invalidate_vmid(StreamWorld::El2, 0, false);
             }
             Command::TlbiEl2Asid { asid } => {
-                hyp && {
-                    self.tlb.invalidate_asid(StreamWorld::El2E2h, 0, asid);
-                    true
-                }
+                self.tlb.invalidate_asid(StreamWorld::El2E2h, 0, asid);
             }
             Command::TlbiEl2Va(va) => {
-                hyp && {
-                    // Which of the two EL2 regimes is meant is CR2.E2H's to say; both are never in use.
-                    self.invalidate_va(StreamWorld::El2, 0, Some(0), &va)
-                        && self.invalidate_va(StreamWorld::El2E2h, 0, Some(va.asid), &va)
-                }
+                // Of the two EL2 regimes CR2.E2H has only one in use.
+                self.invalidate_va(StreamWorld::El2, 0, 0, &va);
+                self.invalidate_va(StreamWorld::El2E2h, 0, va.asid, &va);
             }
-            Command::TlbiEl2Vaa(va) => hyp && self.invalidate_va(StreamWorld::El2, 0, None, &va),
             Command::TlbiS12Vmall { vmid } => {
-                stage2 && {
-                    self.tlb.invalidate_vmid(StreamWorld::El1, vmid, true);
-                    true
-                }
+                self.tlb.invalidate_vmid(StreamWorld::El1, vmid, true);
             }
-            Command::TlbiS2Ipa(ipa) => stage2 && self.invalidate_ipa(&ipa),
-            Command::TlbiNsnhAll => {
-                self.tlb.invalidate_all();
-                true
+            Command::TlbiS2Ipa(ipa) => {
+                let size = self.range(&ipa).unwrap_or(u64::MAX);
+                self.tlb.invalidate_ipa(ipa.vmid, ipa.address, size, ipa.leaf);
             }
+            Command::TlbiNsnhAll => self.tlb.invalidate_all(),
             Command::AtcInv { sid, ssid, global, size, addr } => {
-                o.ats && size <= 52 && {
-                    self.atc_invalidate(front, sid, ssid, global, size, addr);
-                    true
-                }
+                self.atc_invalidate(front, sid, ssid, global, size, addr);
             }
             Command::PriResp { sid, ssid, prg_index, resp } => {
-                o.pri && pri_response(front, sid, ssid, prg_index, resp)
+                page_response(front, sid, ssid, prg_index, resp);
             }
-            Command::Resume { sid, stag, action, ssec } => {
-                o.stall_model != StallModel::TerminateOnly && !ssec && {
-                    self.resume(front, sid, stag, action);
-                    true
-                }
+            Command::Resume { sid, stag, action, .. } => self.resume(front, sid, stag, action),
+            Command::StallTerm { sid, .. } => {
+                front.end_stalls(|stalled| stalled == sid, Resume::Abort)
             }
-            Command::StallTerm { sid, ssec } => {
-                o.stall_model != StallModel::TerminateOnly && !ssec && {
-                    front.end_stalls(|stalled| stalled == sid, Resume::Abort);
-                    true
-                }
-            }
-            // Secure, EL3, MPAM and DPT: not implemented, so illegal.
-            _ => false,
-        };
-        if legal { Outcome::Consumed } else { ILLEGAL }
+            // Prefetches are hints.
+            _ => {}
+        }
     }
 
     fn sync(
@@ -190,9 +171,6 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         msi_data: u32,
         next: CmdqCons,
     ) -> Outcome {
-        if cs == 0b11 {
-            return ILLEGAL;
-        }
         if !front.atc_pending.is_empty() {
             return Outcome::Waits;
         }
@@ -248,27 +226,12 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         Some(u64::try_from(bytes).unwrap_or(u64::MAX))
     }
 
-    fn invalidate_va(&self, world: StreamWorld, vmid: u16, asid: Option<u16>, va: &TlbiVa) -> bool {
-        let Some(size) = self.range(va) else { return false };
-        match asid {
-            // Addresses are cached with the sign that their regime gives them.
-            Some(asid) => {
-                let address = if world == StreamWorld::El2 {
-                    va.address
-                } else {
-                    (va.address << 8) as i64 as u64 >> 8 | sign(va.address)
-                };
-                self.tlb.invalidate_va(world, vmid, asid, address, size, va.leaf);
-            }
-            None => self.tlb.invalidate_vmid(world, vmid, false),
-        }
-        true
-    }
-
-    fn invalidate_ipa(&self, ipa: &TlbiVa) -> bool {
-        let Some(size) = self.range(ipa) else { return false };
-        self.tlb.invalidate_ipa(ipa.vmid, ipa.address, size, ipa.leaf);
-        true
+    fn invalidate_va(&self, world: StreamWorld, vmid: u16, asid: u16, va: &TlbiVa) {
+        let size = self.range(va).unwrap_or(u64::MAX);
+        // Addresses are cached with the sign that their regime gives them.
+        let address =
+            if world == StreamWorld::El2 { va.address } else { sign_extended(va.address) };
+        self.tlb.invalidate_va(world, vmid, asid, address, size, va.leaf);
     }
 
     fn atc_invalidate(
@@ -315,31 +278,25 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     }
 }
 
-/// Bits [63:56] as copies of bit 55.
-fn sign(address: u64) -> u64 {
-    if address >> 55 & 1 == 1 { 0xff << 56 } else { 0 }
+/// The address with bits [63:56] as copies of bit 55.
+fn sign_extended(address: u64) -> u64 {
+    ((address << 8) as i64 >> 8) as u64
 }
 
-fn pri_response(
+fn page_response(
     front: &mut Front,
     stream_id: u32,
     substream_id: Option<u32>,
     prg_index: u16,
     resp: u8,
-) -> bool {
+) {
     let code = match resp {
         0 => PageResponseCode::Failure,
         1 => PageResponseCode::InvalidRequest,
-        2 => PageResponseCode::Success,
-        _ => return false,
+        _ => PageResponseCode::Success,
     };
     if front.cr0().smmuen() {
-        front.effects.push_back(Effect::PageResponse(PageResponse {
-            stream_id,
-            substream_id,
-            prg_index,
-            code,
-        }));
+        let response = PageResponse { stream_id, substream_id, prg_index, code };
+        front.effects.push_back(Effect::PageResponse(response));
     }
-    true
 }
