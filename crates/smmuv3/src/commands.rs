@@ -124,7 +124,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 self.tlb.invalidate_asid(StreamWorld::El1, vmid(id), asid);
             }
             Command::TlbiNhVa(va) => {
-                self.invalidate_va(StreamWorld::El1, vmid(va.vmid), va.asid, &va)
+                self.invalidate_va(StreamWorld::El1, vmid(va.vmid), va.asid, &va);
             }
             Command::TlbiNhVaa(va) => {
                 self.tlb.invalidate_vmid(StreamWorld::El1, vmid(va.vmid), false);
@@ -156,7 +156,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             }
             Command::Resume { sid, stag, action, .. } => self.resume(front, sid, stag, action),
             Command::StallTerm { sid, .. } => {
-                front.end_stalls(|stalled| stalled == sid, Resume::Abort)
+                front.end_stalls(|stalled| stalled == sid, Resume::Abort);
             }
             // Prefetches are hints.
             _ => {}
