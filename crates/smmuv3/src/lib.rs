@@ -18,6 +18,8 @@ mod requester;
 mod smmu;
 mod sync;
 mod translate;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 pub mod wire;
 
 pub use ats::{AtsError, AtsRequest, AtsTranslation};

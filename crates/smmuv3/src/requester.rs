@@ -140,8 +140,29 @@ impl<M: Memory, F: Fence> Requester<M, F> {
     /// would revoke what was translated through it: finish the accesses first, then drop it.
     #[inline]
     pub fn begin(&mut self) -> Transfer<'_, M, F> {
-        self.smmu.in_flight.begin(&self.marker);
+        self.enter();
         Transfer { requester: self }
+    }
+
+    #[inline]
+    pub(crate) fn enter(&self) {
+        self.smmu.in_flight.begin(&self.marker);
+    }
+
+    #[inline]
+    pub(crate) fn end(&self) {
+        if self.smmu.in_flight.end(&self.marker) {
+            self.smmu.poll();
+        }
+    }
+
+    /// Between [`enter`](Self::enter) and [`end`](Self::end).
+    #[inline]
+    pub(crate) fn translate(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
+        if let Some(translation) = self.hit(transaction) {
+            return Ok(translation);
+        }
+        self.miss(transaction)
     }
 }
 
@@ -159,9 +180,7 @@ pub struct Transfer<'a, M: Memory, F: Fence = SeqCst> {
 impl<M: Memory, F: Fence> Drop for Transfer<'_, M, F> {
     #[inline]
     fn drop(&mut self) {
-        if self.requester.smmu.in_flight.end(&self.requester.marker) {
-            self.requester.smmu.poll();
-        }
+        self.requester.end();
     }
 }
 
@@ -169,37 +188,7 @@ impl<M: Memory, F: Fence> Transfer<'_, M, F> {
     /// Translates one transaction. The answer holds as long as this transfer lives.
     #[inline]
     pub fn translate(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
-        if let Some(translation) = self.hit(transaction) {
-            return Ok(translation);
-        }
-        self.miss(transaction)
-    }
-
-    #[inline]
-    fn hit(&self, transaction: &Transaction) -> Option<Translation> {
-        let smmu = &*self.requester.smmu;
-        let remembered = self.requester.remembered(transaction)?;
-        let context = &remembered.context;
-        let canonical = context.canonical(transaction.address);
-        if transaction.translated || !representable(canonical) {
-            return None;
-        }
-        let wanted = context.wanted(transaction);
-        let (data, size) = smmu.tlb.lookup(&context.space, canonical)?;
-        if !Permissions::from_bits(data.permissions()).contains(wanted.permissions()) {
-            // Whatever the reason, a walk finds out: hardware updates, or who is to report what.
-            return None;
-        }
-        let offset = (1 << size) - 1;
-        let output = Output {
-            address: data.address() & !offset | canonical & offset,
-            ipa: canonical,
-            size,
-            permissions: Permissions::from_bits(data.permissions()),
-            memory: data.memory(),
-            shareability: Shareability::from_bits(data.shareability().into()),
-        };
-        Some(context.translation(transaction, &output, wanted))
+        self.requester.translate(transaction)
     }
 
     /// Reads through the SMMU from the device's address space. Bytes before the first failing page
@@ -243,7 +232,7 @@ impl<M: Memory, F: Fence> Transfer<'_, M, F> {
         let mut length = first.length.min((len - done) as u64);
         while ((done as u64 + length) as usize) < len {
             // Only what continues the run is worth a look; a refusal is met when it is due.
-            match self.hit(&next(done + length as usize)) {
+            match self.requester.hit(&next(done + length as usize)) {
                 Some(more) if more.address == first.address.wrapping_add(length) => {
                     length += more.length.min((len - done) as u64 - length);
                 }
@@ -252,16 +241,43 @@ impl<M: Memory, F: Fence> Transfer<'_, M, F> {
         }
         Ok((first.address, length as usize))
     }
+}
+
+impl<M: Memory, F: Fence> Requester<M, F> {
+    #[inline]
+    fn hit(&self, transaction: &Transaction) -> Option<Translation> {
+        let smmu = &*self.smmu;
+        let remembered = self.remembered(transaction)?;
+        let context = &remembered.context;
+        let canonical = context.canonical(transaction.address);
+        if transaction.translated || !representable(canonical) {
+            return None;
+        }
+        let wanted = context.wanted(transaction);
+        let (data, size) = smmu.tlb.lookup(&context.space, canonical)?;
+        if !Permissions::from_bits(data.permissions()).contains(wanted.permissions()) {
+            // Whatever the reason, a walk finds out: hardware updates, or who is to report what.
+            return None;
+        }
+        let offset = (1 << size) - 1;
+        let output = Output {
+            address: data.address() & !offset | canonical & offset,
+            ipa: canonical,
+            size,
+            permissions: Permissions::from_bits(data.permissions()),
+            memory: data.memory(),
+            shareability: Shareability::from_bits(data.shareability().into()),
+        };
+        Some(context.translation(transaction, &output, wanted))
+    }
 
     #[cold]
     #[inline(never)]
     fn miss(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
-        let smmu = self.requester.smmu.clone();
-        self.requester.translate_slow(&smmu, transaction)
+        let smmu = self.smmu.clone();
+        self.translate_slow(&smmu, transaction)
     }
-}
 
-impl<M: Memory, F: Fence> Requester<M, F> {
     #[inline]
     fn slot(&self, key: u64) -> usize {
         (key ^ key >> 20) as usize & (self.contexts.len() - 1)
