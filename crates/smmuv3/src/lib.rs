@@ -1,5 +1,7 @@
 //! A register-accurate model of the Arm SMMUv3 (Arm IHI 0070).
 #![forbid(unsafe_code)]
+// The hit path is one function in the end.
+#![allow(clippy::inline_always)]
 
 mod ats;
 mod attributes;
@@ -36,4 +38,6 @@ pub use platform::{
 pub use registers::REGISTER_FILE_SIZE;
 pub use requester::{Refused, Requester, Transaction, Transfer, Translation};
 pub use smmu::Smmu;
+#[cfg(all(feature = "membarrier", target_os = "linux"))]
+pub use sync::Membarrier;
 pub use sync::{Fence, SeqCst};

@@ -130,7 +130,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 if Gbpa(raw as u32).update() {
                     front.set(register, new);
                     self.live.set(front);
-                    self.configurations.retire_all();
+                    self.tlb.invalidate_all_streams();
                 }
             }
             Register::Cr0 => self.write_cr0(front, Cr0(old as u32), Cr0(new as u32)),
@@ -170,7 +170,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let mut now = new.with_smmuen(ack.smmuen());
         if old.smmuen() != new.smmuen() || old.atschk() != new.atschk() {
             self.live.set(front);
-            self.configurations.retire_all();
+            self.tlb.invalidate_all_streams();
         }
         if old.smmuen() != new.smmuen() {
             if !new.smmuen() {
