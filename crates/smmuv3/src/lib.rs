@@ -11,6 +11,7 @@ mod config;
 mod explain;
 mod fault;
 mod fetch;
+pub mod firmware;
 mod front;
 mod options;
 mod platform;
@@ -18,6 +19,7 @@ mod queues;
 mod registers;
 mod requester;
 mod smmu;
+mod state;
 mod sync;
 mod translate;
 #[cfg(feature = "vm-memory")]
@@ -38,6 +40,7 @@ pub use platform::{
 pub use registers::REGISTER_FILE_SIZE;
 pub use requester::{Refused, Requester, Transaction, Transfer, Translation};
 pub use smmu::Smmu;
+pub use state::{RestoreError, StalledState, State};
 #[cfg(all(feature = "membarrier", target_os = "linux"))]
 pub use sync::Membarrier;
 pub use sync::{Fence, SeqCst};

@@ -46,6 +46,16 @@ fn writable(register: Register, o: &Options) -> u64 {
     }
 }
 
+/// Bits that a register may hold, whoever set them.
+pub(crate) fn stored(register: Register, options: &Options) -> u64 {
+    match register {
+        Register::Cr0Ack => writable(Register::Cr0, options),
+        Register::IrqCtrlAck => writable(Register::IrqCtrl, options),
+        Register::Gerror => writable(Register::Gerrorn, options),
+        _ => writable(register, options),
+    }
+}
+
 impl<M: Memory, F: Fence> Smmu<M, F> {
     /// A read by software of `data.len()` bytes at `offset` from the start of page 0. Aligned accesses of 4 and 8
     /// bytes reach registers; anything else reads as zero.
