@@ -61,11 +61,8 @@ impl Tables {
     }
 
     fn index(&self, level: i32, input: u64) -> u64 {
-        let bits = if level == self.level {
-            self.bits - self.shift(level)
-        } else {
-            self.granule - 3
-        };
+        let bits =
+            if level == self.level { self.bits - self.shift(level) } else { self.granule - 3 };
         input >> self.shift(level) & ((1 << bits) - 1)
     }
 
@@ -371,11 +368,14 @@ impl Machine {
             .with(cd::V, 1)
             .with(cd::AA64, 1)
             .with(cd::T0SZ, u64::from(64 - tables.bits))
-            .with(cd::TG0, match tables.granule {
-                12 => 0b00,
-                14 => 0b10,
-                _ => 0b01,
-            })
+            .with(
+                cd::TG0,
+                match tables.granule {
+                    12 => 0b00,
+                    14 => 0b10,
+                    _ => 0b01,
+                },
+            )
             .with(cd::EPD1, 1)
             .with(cd::IPS, 0b101)
             .with(cd::R, 1)

@@ -306,8 +306,7 @@ pub mod cmd {
     }
 
     pub fn pri_resp(sid: u32, ssid: Option<u32>, prg_index: u16, resp: u64) -> Cmd {
-        let command =
-            stream(PRI_RESP, sid).with((72, 64), prg_index.into()).with((77, 76), resp);
+        let command = stream(PRI_RESP, sid).with((72, 64), prg_index.into()).with((77, 76), resp);
         ssid.map_or(command, |ssid| command.with(SSV, 1).with(SSID, ssid.into()))
     }
 }
