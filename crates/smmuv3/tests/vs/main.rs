@@ -5,5 +5,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod caches;
+mod commands;
+mod configuration;
 mod faults;
 mod records;
