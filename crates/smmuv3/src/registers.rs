@@ -76,7 +76,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     pub fn mmio_write(&self, offset: u64, data: &[u8]) {
         match *data {
             [a, b, c, d] => self.write32(offset, u32::from_le_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] => {
+            [a, b, c, d, e, f, g, h] if offset.is_multiple_of(8) => {
                 self.write64(offset, u64::from_le_bytes([a, b, c, d, e, f, g, h]));
             }
             _ => {}
