@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use pagetable::{Meaning, Permissions, Step as WalkStep};
+use pagetable::{Meaning, Permissions, Step as WalkStep, TableAttributes};
 
 use crate::attributes::Attributes;
 use crate::wire::{Cd, Event, L1Cd, L1Std, Ste};
@@ -169,6 +169,9 @@ impl fmt::Display for Step {
                     Meaning::Invalid => f.write_str("invalid"),
                     Meaning::Reserved => {
                         f.write_str("reserved encoding, or a block where none may stand: invalid")
+                    }
+                    Meaning::Table(next) if next.attributes == TableAttributes::NONE => {
+                        write!(f, "table at {:#x}", next.table)
                     }
                     Meaning::Table(next) => {
                         write!(f, "table at {:#x} {:?}", next.table, next.attributes)
