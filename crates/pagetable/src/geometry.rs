@@ -349,6 +349,20 @@ impl Geometry {
         (address & self.straight) | (address >> self.scattered_shift & self.scattered)
     }
 
+    /// The first address after `address` that differs from it in scattered bits, so
+    /// that up to there the field counts like the address.
+    #[inline]
+    pub(crate) fn straight_end(&self, address: u64) -> u64 {
+        let top = if self.ds { 50 } else { 48 };
+        ((address >> top) + 1) << top
+    }
+
+    /// The bits that hold the address of a leaf of 2^`shift` bytes.
+    #[inline]
+    pub(crate) fn leaf_address_mask(&self, shift: u8) -> u64 {
+        self.straight & !low_bits(shift) | self.scattered
+    }
+
     /// The bits of a descriptor that hold its address.
     #[inline]
     pub fn address_mask(&self) -> u64 {
