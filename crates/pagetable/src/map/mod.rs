@@ -266,16 +266,18 @@ impl<M: TableMemory> Mapper<M> {
         Ok(())
     }
 
-    /// The table at `level` that holds the entries for all of `range`, as far down as
-    /// there are tables.
+    /// The table that holds the entries for all of `range`, as far down as there are
+    /// tables, and its level.
     fn lowest(&self, range: &Range<u64>) -> Result<(i8, &[AtomicU64]), Lost> {
         let geometry = self.geometry();
         let mut level = geometry.initial_level();
         let mut table = self.table_at(level, self.table.base())?;
         loop {
             let index = geometry.index(level, range.start) as usize;
-            let one_entry = (range.start ^ (range.end - 1)) >> geometry.shift(level) == 0;
-            if !one_entry || level == LAST_LEVEL {
+            let shift = geometry.shift(level);
+            // An entry that the range covers in full may become a leaf itself.
+            let inside = (range.start ^ (range.end - 1)) >> shift == 0;
+            if !inside || (range.end - range.start) >> shift != 0 {
                 return Ok((level, table));
             }
             let descriptor = table[index].load(Ordering::Acquire);
