@@ -72,8 +72,8 @@ impl<M: TableMemory + ?Sized> TableMemory for Arc<M> {
     }
 }
 
-/// log2 of the number of tables in a chunk: 16 concatenated ones and some.
-const CHUNK_TABLES_LOG2: u8 = 5;
+/// log2 of the number of tables in a chunk: enough for 16 concatenated ones.
+const CHUNK_TABLES_LOG2: u8 = 4;
 /// Segment n of the directory holds 2^n chunks.
 const SEGMENTS: usize = 24;
 /// Runs of 1 to 16 tables are kept apart, by log2.
@@ -83,7 +83,7 @@ type Chunk = Box<[AtomicU64]>;
 
 /// Tables on the heap, at made-up physical addresses.
 ///
-/// One pool may serve many mappers and any number of walkers at once. It grows by 32
+/// One pool may serve many mappers and any number of walkers at once. It grows by 16
 /// tables at a time, keeps what is freed for the next mapper, and never moves a
 /// table: looking one up takes no lock.
 pub struct HeapPool {
@@ -104,7 +104,7 @@ struct Free {
 
 impl HeapPool {
     /// A pool of up to `limit` tables of one granule, from the physical address
-    /// `base` on, which is rounded up to a multiple of 32 tables. Nothing else may
+    /// `base` on, which is rounded up to a multiple of 16 tables. Nothing else may
     /// have these addresses.
     pub fn new(granule: Granule, base: u64, limit: usize) -> Self {
         let table_log2 = granule.page_log2();
