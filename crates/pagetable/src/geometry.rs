@@ -14,22 +14,18 @@ pub enum Stage {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Granule {
     /// 4 KiB pages, 512 entries a table.
-    K4,
+    K4 = 12,
     /// 16 KiB pages, 2048 entries a table.
-    K16,
+    K16 = 14,
     /// 64 KiB pages, 8192 entries a table.
-    K64,
+    K64 = 16,
 }
 
 impl Granule {
     /// log2 of the page size in bytes.
     #[inline]
     pub const fn page_log2(self) -> u8 {
-        match self {
-            Self::K4 => 12,
-            Self::K16 => 14,
-            Self::K64 => 16,
-        }
+        self as u8
     }
 
     /// How many address bits a full table resolves.
@@ -294,25 +290,36 @@ impl Geometry {
         }
     }
 
-    /// Every size that a leaf or a contiguous group of leaves may have: bit n for
-    /// 2^n bytes. Sizes above the input size are left out.
+    /// The sizes of blocks and pages: bit n for 2^n bytes. Sizes above the input size
+    /// are left out.
+    pub fn leaf_sizes(&self) -> u64 {
+        (self.initial_level..=LAST_LEVEL)
+            .filter(|&level| self.has_leaves(level) && self.shift(level) <= self.input_bits)
+            .fold(0, |sizes, level| sizes | 1 << self.shift(level))
+    }
+
+    /// The sizes of blocks, pages and contiguous groups: bit n for 2^n bytes. Sizes
+    /// above the input size are left out.
     pub fn page_sizes(&self) -> u64 {
-        let mut sizes = 0;
-        for level in self.initial_level..=LAST_LEVEL {
-            if self.has_leaves(level) && self.shift(level) <= self.input_bits {
-                sizes |= 1 << self.shift(level);
-            }
-            if let Some(log2) = self.contiguous_log2(level) {
-                sizes |= 1 << (self.shift(level) + log2);
-            }
-        }
-        sizes
+        (self.initial_level..=LAST_LEVEL)
+            .filter_map(|level| Some(self.shift(level) + self.contiguous_log2(level)?))
+            .fold(self.leaf_sizes(), |sizes, log2| sizes | 1 << log2)
     }
 
     /// log2 of the number of entries of the initial table, concatenated ones included.
     #[inline]
     pub fn initial_entries_log2(&self) -> u8 {
         self.input_bits - self.shift(self.initial_level)
+    }
+
+    /// log2 of the number of entries of the table at `level`.
+    #[inline]
+    pub(crate) fn entries_log2(&self, level: i8) -> u8 {
+        if level == self.initial_level {
+            self.initial_entries_log2()
+        } else {
+            self.granule.stride()
+        }
     }
 
     /// log2 of size and alignment in bytes of the initial table, concatenated ones
@@ -340,6 +347,12 @@ impl Geometry {
     #[inline]
     pub fn address(&self, descriptor: u64) -> u64 {
         (descriptor & self.straight) | (descriptor & self.scattered) << self.scattered_shift
+    }
+
+    /// Whether an address has bits above the effective output size.
+    #[inline]
+    pub fn is_beyond_output(&self, address: u64) -> bool {
+        address >> self.output_bits != 0
     }
 
     /// The reverse of [`address`](Self::address), for an address that is

@@ -74,8 +74,6 @@ impl<M: TableMemory + ?Sized> TableMemory for Arc<M> {
 
 /// log2 of the number of tables in a chunk: enough for 16 concatenated ones.
 const CHUNK_TABLES_LOG2: u8 = 4;
-/// Segment n of the directory holds 2^n chunks.
-const SEGMENTS: usize = 24;
 /// Runs of 1 to 16 tables are kept apart, by log2.
 const ORDERS: usize = 5;
 
@@ -90,7 +88,8 @@ pub struct HeapPool {
     base: u64,
     table_log2: u8,
     limit: usize,
-    segments: [OnceLock<Box<[OnceLock<Chunk>]>>; SEGMENTS],
+    /// One for each 16 tables that there may ever be.
+    chunks: Box<[OnceLock<Chunk>]>,
     free: Mutex<Free>,
 }
 
@@ -105,14 +104,15 @@ struct Free {
 impl HeapPool {
     /// A pool of up to `limit` tables of one granule, from the physical address
     /// `base` on, which is rounded up to a multiple of 16 tables. Nothing else may
-    /// have these addresses.
+    /// have these addresses. The limit costs 1.5 bytes for each table at once.
     pub fn new(granule: Granule, base: u64, limit: usize) -> Self {
         let table_log2 = granule.page_log2();
+        let chunks = limit.div_ceil(1 << CHUNK_TABLES_LOG2);
         Self {
             base: base.next_multiple_of(1 << (table_log2 + CHUNK_TABLES_LOG2)),
             table_log2,
-            limit: limit.min(((1 << SEGMENTS) - 1) << CHUNK_TABLES_LOG2),
-            segments: [const { OnceLock::new() }; SEGMENTS],
+            limit,
+            chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
             free: Mutex::default(),
         }
     }
@@ -132,21 +132,6 @@ impl HeapPool {
         (order < ORDERS).then_some(order)
     }
 
-    /// Segment and place in it of the n-th chunk.
-    #[inline]
-    fn place(chunk: usize) -> (usize, usize) {
-        let segment = (chunk + 1).ilog2() as usize;
-        (segment, chunk + 1 - (1 << segment))
-    }
-
-    fn grow(&self, chunk: usize) {
-        let (segment, place) = Self::place(chunk);
-        let segment = self.segments[segment]
-            .get_or_init(|| (0..1usize << segment).map(|_| OnceLock::new()).collect());
-        let entries = 1usize << (self.table_log2 - 3 + CHUNK_TABLES_LOG2);
-        segment[place].get_or_init(|| (0..entries).map(|_| AtomicU64::new(0)).collect());
-    }
-
     fn take(&self, free: &mut Free, order: usize) -> Option<u64> {
         if let Some(table) = free.lists[order].pop() {
             return Some(table);
@@ -159,7 +144,9 @@ impl HeapPool {
         }
         // Tables skipped for alignment serve as single ones.
         free.lists[0].extend((free.used..first).map(address));
-        self.grow(first >> CHUNK_TABLES_LOG2);
+        let entries = 1usize << (self.table_log2 - 3 + CHUNK_TABLES_LOG2);
+        self.chunks[first >> CHUNK_TABLES_LOG2]
+            .get_or_init(|| (0..entries).map(|_| AtomicU64::new(0)).collect());
         free.used = end;
         Some(address(first))
     }
@@ -196,14 +183,9 @@ impl TableMemory for HeapPool {
     fn table(&self, address: u64, entries: usize) -> Option<&[AtomicU64]> {
         let offset = address.checked_sub(self.base)?;
         let chunk_log2 = self.table_log2 + CHUNK_TABLES_LOG2;
-        let chunk = usize::try_from(offset >> chunk_log2).ok()?;
-        if chunk >= (1 << SEGMENTS) - 1 {
-            return None;
-        }
-        let (segment, place) = Self::place(chunk);
-        let chunk = self.segments[segment].get()?.get(place)?.get()?;
+        let chunk = self.chunks.get(usize::try_from(offset >> chunk_log2).ok()?)?.get()?;
         let first = (offset as usize & ((1 << chunk_log2) - 1)) / 8;
-        chunk.get(first..)?.get(..entries)
+        chunk.get(first..first.checked_add(entries)?)
     }
 }
 

@@ -69,7 +69,7 @@ fn a_walker_never_sees_a_table_in_the_making() {
             fence(Ordering::SeqCst);
             let now = walking.load(Ordering::SeqCst);
             while now % 2 == 1 && walking.load(Ordering::SeqCst) == now {
-                std::hint::spin_loop();
+                std::thread::yield_now();
             }
             mapper.recycle(&mut gather);
         }

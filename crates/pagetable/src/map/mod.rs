@@ -92,8 +92,30 @@ pub struct Lost(pub u64);
 pub struct Mapper<M: TableMemory> {
     table: Table,
     memory: M,
+    /// What the geometry can do.
+    sizes: Sizes,
     /// New tables between allocation and use: empty between calls.
     fresh: Vec<u64>,
+    /// The level 2 table that was used last, if it is still in place: the next range
+    /// is likely to be close by.
+    cursor: Option<Cursor>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    /// The input address, in entries of level 1.
+    region: u64,
+    /// The address of the level 2 table.
+    table: u64,
+}
+
+/// The table that holds the entries for a whole range.
+#[derive(Clone, Copy)]
+struct Lowest<'a> {
+    level: i8,
+    table: &'a [AtomicU64],
+    /// The level 2 table on the way.
+    cursor: Option<Cursor>,
 }
 
 impl<M: TableMemory> Mapper<M> {
@@ -103,7 +125,8 @@ impl<M: TableMemory> Mapper<M> {
         let mut fresh = Vec::new();
         memory.allocate(geometry.initial_size_log2(), 1, &mut fresh)?;
         let base = fresh.pop().ok_or(OutOfMemory)?;
-        let mapper = Self { table: Table::new(geometry, base), memory, fresh };
+        let (table, sizes) = (Table::new(geometry, base), Sizes::of(&geometry));
+        let mapper = Self { table, memory, sizes, fresh, cursor: None };
         for entry in mapper.table_at(geometry.initial_level(), base).map_err(|_| OutOfMemory)? {
             entry.store(0, Ordering::Relaxed);
         }
@@ -140,9 +163,13 @@ impl<M: TableMemory> Mapper<M> {
         attributes: Attributes,
         page_sizes: u64,
     ) -> Result<(), MapError> {
-        let plan = Plan::new(self.geometry(), &range, output, attributes, page_sizes)?;
+        let offered = self.sizes.restricted_to(page_sizes);
+        if offered.leaves == 0 {
+            return Err(MapError::PageSizes(page_sizes));
+        }
+        let plan = Plan::new(self.geometry(), &range, output, attributes, offered)?;
         let mut fresh = std::mem::take(&mut self.fresh);
-        let result = self.map_planned(&plan, range, &mut fresh);
+        let result = self.map_planned(&plan, range, &mut fresh).map(|cursor| self.cursor = cursor);
         if !fresh.is_empty() {
             self.memory.free(self.geometry().granule().page_log2(), &fresh);
             fresh.clear();
@@ -156,13 +183,14 @@ impl<M: TableMemory> Mapper<M> {
         plan: &Plan,
         range: Range<u64>,
         fresh: &mut Vec<u64>,
-    ) -> Result<(), MapError> {
-        let (level, table) = self.lowest(&range)?;
+    ) -> Result<Option<Cursor>, MapError> {
+        let Lowest { level, table, cursor } = self.lowest(&range)?;
         let needed = self.check(plan, level, table, &range)?;
         if needed > 0 {
             self.memory.allocate(self.geometry().granule().page_log2(), needed, fresh)?;
         }
-        Ok(self.write(plan, level, table, range, fresh, false)?)
+        self.write(plan, level, table, range, fresh, false)?;
+        Ok(cursor)
     }
 
     /// How many new tables the range needs, if nothing is mapped in it.
@@ -179,7 +207,7 @@ impl<M: TableMemory> Mapper<M> {
             needed += self.check_entry(plan, level, &table[index], part)?;
         }
         let whole = &table[parts.whole.clone()];
-        if plan.leaves_at(level) {
+        if plan.leaves_at(self.geometry(), level) {
             if let Some(n) = first_valid(whole) {
                 return Err(MapError::AlreadyMapped(parts.input(n)));
             }
@@ -232,7 +260,7 @@ impl<M: TableMemory> Mapper<M> {
             self.write_entry(plan, level, &table[index], part.clone(), fresh, private)?;
         }
         let whole = &table[parts.whole.clone()];
-        if plan.leaves_at(level) {
+        if plan.leaves_at(self.geometry(), level) {
             plan.fill(self.geometry(), level, whole, parts.whole_start);
             return Ok(());
         }
@@ -267,38 +295,44 @@ impl<M: TableMemory> Mapper<M> {
     }
 
     /// The table that holds the entries for all of `range`, as far down as there are
-    /// tables, and its level.
-    fn lowest(&self, range: &Range<u64>) -> Result<(i8, &[AtomicU64]), Lost> {
+    /// tables.
+    fn lowest(&self, range: &Range<u64>) -> Result<Lowest<'_>, Lost> {
         let geometry = self.geometry();
-        let mut level = geometry.initial_level();
-        let mut table = self.table_at(level, self.table.base())?;
-        loop {
-            let index = geometry.index(level, range.start) as usize;
-            let shift = geometry.shift(level);
-            // An entry that the range covers in full may become a leaf itself.
-            let inside = (range.start ^ (range.end - 1)) >> shift == 0;
-            if !inside || (range.end - range.start) >> shift != 0 {
-                return Ok((level, table));
-            }
+        let (stride, last) = (geometry.granule().stride(), range.end - 1);
+        // An entry that the range covers in full may become a leaf itself.
+        let inside =
+            |shift| (range.start ^ last) >> shift == 0 && (range.end - range.start) >> shift == 0;
+        let region_log2 = geometry.shift(1);
+        let region = range.start >> region_log2;
+        let mut cursor = self.cursor.filter(|c| c.region == region && inside(region_log2));
+        let (mut level, address) = match cursor {
+            Some(Cursor { table, .. }) => (2, table),
+            None => (geometry.initial_level(), self.table.base()),
+        };
+        let mut table = self.table_at(level, address)?;
+        let mut shift = geometry.shift(level);
+        while inside(shift) {
+            let index = (range.start >> shift) as usize & (table.len() - 1);
             let descriptor = table[index].load(Ordering::Acquire);
             if descriptor & TABLE_OR_PAGE != TABLE_OR_PAGE {
-                return Ok((level, table));
+                break;
             }
             level += 1;
-            table = self.table_at(level, geometry.address(descriptor))?;
+            shift -= stride;
+            let address = geometry.address(descriptor);
+            table = self.memory.table(address, 1 << stride).ok_or(Lost(address))?;
+            table = table.get(..1 << stride).ok_or(Lost(address))?;
+            if level == 2 {
+                cursor = Some(Cursor { region, table: address });
+            }
         }
+        Ok(Lowest { level, table, cursor })
     }
 
     /// The entries of the table at `address`.
     #[inline]
     fn table_at(&self, level: i8, address: u64) -> Result<&[AtomicU64], Lost> {
-        let geometry = self.geometry();
-        let entries_log2 = if level == geometry.initial_level() {
-            geometry.initial_entries_log2()
-        } else {
-            geometry.granule().stride()
-        };
-        let entries = 1 << entries_log2;
+        let entries = 1 << self.geometry().entries_log2(level);
         // Slices of the promised length keep every index below from panicking.
         let table = self.memory.table(address, entries).filter(|table| table.len() == entries);
         table.ok_or(Lost(address))
@@ -309,26 +343,37 @@ impl<M: TableMemory> Mapper<M> {
         check_input(self.geometry(), range, self.geometry().granule().page_log2())
     }
 
-    /// Checks that `range` leaves no part of a leaf outside.
-    fn check_cuts(&self, range: &Range<u64>) -> Result<(), MapError> {
+    /// Checks that `range` leaves no part of a leaf outside, given the table that holds
+    /// the entries for all of it: what its end has in common with other tables is a
+    /// boundary of this one, where no leaf is cut.
+    fn check_cuts(
+        &self,
+        level: i8,
+        table: &[AtomicU64],
+        range: &Range<u64>,
+    ) -> Result<(), MapError> {
+        let top = self.geometry().shift(level) + self.geometry().entries_log2(level);
         for at in [range.start, range.end] {
-            if let Some(leaf) = self.cut(at)? {
+            if at & low_bits(top) == 0 {
+                continue;
+            }
+            if let Some(leaf) = self.cut(level, table, at)? {
                 return Err(MapError::CutsLeaf(leaf));
             }
         }
         Ok(())
     }
 
-    /// The leaf or contiguous group that the boundary `at` would cut, if any.
-    fn cut(&self, at: u64) -> Result<Option<Range<u64>>, Lost> {
+    /// The leaf or contiguous group at or below a table that the boundary `at` would
+    /// cut, if any.
+    fn cut<'a>(
+        &'a self,
+        mut level: i8,
+        mut table: &'a [AtomicU64],
+        at: u64,
+    ) -> Result<Option<Range<u64>>, Lost> {
         let geometry = self.geometry();
-        if at >> geometry.input_bits() != 0 {
-            return Ok(None);
-        }
-        let mut level = geometry.initial_level();
-        let mut address = self.table.base();
         loop {
-            let table = self.table_at(level, address)?;
             let descriptor = table[geometry.index(level, at) as usize].load(Ordering::Acquire);
             if descriptor & VALID == 0 {
                 return Ok(None);
@@ -338,8 +383,8 @@ impl<M: TableMemory> Mapper<M> {
                 let start = at & !(size - 1);
                 return Ok((start != at).then_some(start..start + size));
             }
-            address = geometry.address(descriptor);
             level += 1;
+            table = self.table_at(level, geometry.address(descriptor))?;
         }
     }
 
@@ -377,6 +422,27 @@ impl<M: TableMemory> Drop for Mapper<M> {
     }
 }
 
+/// Sizes of leaves: bit n for 2^n bytes. No size is both a block's and a group's.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    /// Of blocks and pages.
+    leaves: u64,
+    /// Of contiguous groups.
+    groups: u64,
+}
+
+impl Sizes {
+    fn of(geometry: &Geometry) -> Self {
+        let leaves = geometry.leaf_sizes();
+        Self { leaves, groups: geometry.page_sizes() & !leaves }
+    }
+
+    #[inline]
+    fn restricted_to(self, sizes: u64) -> Self {
+        Self { leaves: self.leaves & sizes, groups: self.groups & sizes }
+    }
+}
+
 /// log2 of the number of entries that share a translation with this one.
 fn group_log2(geometry: &Geometry, level: i8, descriptor: u64) -> u8 {
     let joined = descriptor & CONTIGUOUS != 0;
@@ -396,12 +462,12 @@ fn check_input(geometry: &Geometry, range: &Range<u64>, log2: u8) -> Result<(), 
 /// The place of the first valid entry.
 fn first_valid(entries: &[AtomicU64]) -> Option<usize> {
     let valid = |entry: &AtomicU64| entry.load(Ordering::Relaxed) & VALID != 0;
-    // Whole cache lines first: a decision for each entry would cost more than its load.
-    let (lines, _) = entries.as_chunks::<8>();
-    let line = lines.iter().position(|line| {
-        line.iter().fold(0, |all, entry| all | entry.load(Ordering::Relaxed)) & VALID != 0
+    // By the dozen first: a decision for each entry would cost more than its load.
+    let (dozens, _) = entries.as_chunks::<16>();
+    let dozen = dozens.iter().position(|dozen| {
+        dozen.iter().fold(0, |all, entry| all | entry.load(Ordering::Relaxed)) & VALID != 0
     });
-    let from = line.unwrap_or(lines.len()) * 8;
+    let from = dozen.unwrap_or(dozens.len()) * 16;
     entries[from..].iter().position(valid).map(|n| from + n)
 }
 
@@ -417,53 +483,47 @@ struct Plan {
     distance: u64,
     /// The attribute bits of a leaf.
     attributes: u64,
-    /// Bit `level + 1`: leaves may stand there.
-    leaf_levels: u8,
-    /// Bit `level + 1`: groups of leaves get the contiguous hint.
-    group_levels: u8,
+    /// Sizes of the leaves, and of the contiguous groups, that it may use.
+    sizes: u64,
 }
 
 impl Plan {
+    #[inline]
     fn new(
         geometry: &Geometry,
         range: &Range<u64>,
         output: u64,
         attributes: Attributes,
-        page_sizes: u64,
+        offered: Sizes,
     ) -> Result<Self, MapError> {
-        let distance = output.wrapping_sub(range.start);
-        // A size can be used where input and output are equally aligned to it.
-        let fits = |log2: u8| page_sizes >> log2 & 1 != 0 && distance & low_bits(log2) == 0;
-        let mut smallest = None;
-        let (mut leaf_levels, mut group_levels) = (0, 0);
-        for level in geometry.initial_level()..=LAST_LEVEL {
-            let shift = geometry.shift(level);
-            if !geometry.has_leaves(level) || page_sizes >> shift & 1 == 0 {
-                continue;
-            }
-            smallest = Some(shift);
-            if fits(shift) {
-                leaf_levels |= 1 << (level + 1);
-                if geometry.contiguous_log2(level).is_some_and(|group| fits(shift + group)) {
-                    group_levels |= 1 << (level + 1);
-                }
-            }
-        }
-        let smallest = smallest.ok_or(MapError::PageSizes(page_sizes))?;
+        let smallest = offered.leaves.trailing_zeros() as u8;
         check_input(geometry, range, smallest)?;
         if output & low_bits(smallest) != 0 {
             return Err(MapError::Alignment(1 << smallest));
         }
         let last = output.checked_add(range.end - range.start - 1);
-        if last.is_none_or(|last| last >> geometry.output_bits() != 0) {
+        if last.is_none_or(|last| geometry.is_beyond_output(last)) {
             return Err(MapError::Output(output));
         }
+        let distance = output.wrapping_sub(range.start);
+        // A size can be used where input and output are equally aligned to it.
+        let aligned = distance ^ distance.wrapping_sub(1);
         let ours = geometry.address_mask() | TABLE_OR_PAGE | CONTIGUOUS;
-        Ok(Self { distance, attributes: attributes.bits() & !ours, leaf_levels, group_levels })
+        let sizes = (offered.leaves | offered.groups) & aligned;
+        Ok(Self { distance, attributes: attributes.bits() & !ours, sizes })
     }
 
-    fn leaves_at(&self, level: i8) -> bool {
-        self.leaf_levels >> (level + 1) & 1 != 0
+    /// Whether blocks or pages may stand at `level`.
+    #[inline]
+    fn leaves_at(&self, geometry: &Geometry, level: i8) -> bool {
+        self.sizes >> geometry.shift(level) & 1 != 0
+    }
+
+    /// log2 of the number of leaves in a contiguous group at `level`, if there are to be any.
+    #[inline]
+    fn groups_at(&self, geometry: &Geometry, level: i8) -> Option<u8> {
+        let log2 = geometry.granule().contiguous_log2(level)?;
+        (self.sizes >> (geometry.shift(level) + log2) & 1 != 0).then_some(log2)
     }
 
     /// How many tables a new table at `level` needs below itself.
@@ -475,7 +535,7 @@ impl Plan {
         let edges =
             parts.partial().map(|(_, part)| 1 + self.tables_below(geometry, level + 1, part));
         let mut count = edges.sum();
-        if !self.leaves_at(level) && !parts.whole.is_empty() {
+        if !self.leaves_at(geometry, level) && !parts.whole.is_empty() {
             let whole = 0..1 << parts.shift;
             count += parts.whole.len() * (1 + self.tables_below(geometry, level + 1, &whole));
         }
@@ -488,8 +548,7 @@ impl Plan {
         let kind = if level == LAST_LEVEL { TABLE_OR_PAGE } else { VALID };
         let bits = self.attributes | kind;
         let output = input.wrapping_add(self.distance);
-        let grouped = self.group_levels >> (level + 1) & 1 != 0;
-        let Some(group_log2) = geometry.contiguous_log2(level).filter(|_| grouped) else {
+        let Some(group_log2) = self.groups_at(geometry, level) else {
             fill_run(geometry, shift, entries, output, bits);
             return;
         };
@@ -514,7 +573,15 @@ fn fill_run(geometry: &Geometry, shift: u8, entries: &[AtomicU64], output: u64, 
         let left = (geometry.straight_end(output) - output) >> shift;
         let (run, after) = rest.split_at(rest.len().min(left as usize));
         let mut descriptor = geometry.address_field(output) | bits;
-        for entry in run {
+        // Line by line: the additions of a line do not wait for each other.
+        let (lines, few) = run.as_chunks::<8>();
+        for line in lines {
+            for (n, entry) in (0_u64..).zip(line) {
+                entry.store(descriptor.wrapping_add(n << shift), Ordering::Relaxed);
+            }
+            descriptor = descriptor.wrapping_add(8 << shift);
+        }
+        for entry in few {
             entry.store(descriptor, Ordering::Relaxed);
             descriptor = descriptor.wrapping_add(1 << shift);
         }

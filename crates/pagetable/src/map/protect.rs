@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Gather, MapError, Mapper, TABLE_OR_PAGE, group_log2};
+use super::{Gather, Lowest, MapError, Mapper, TABLE_OR_PAGE, group_log2};
 use crate::attributes::{Attributes, PROTECTION};
 use crate::format::{AF, AP_READ_ONLY, DBM, S2AP_WRITE, VALID};
 use crate::geometry::{LAST_LEVEL, Stage, low_bits};
@@ -37,7 +37,8 @@ impl<M: TableMemory> Mapper<M> {
         gather: &mut Gather,
     ) -> Result<(), MapError> {
         self.check_input(&range)?;
-        self.check_cuts(&range)?;
+        let Lowest { level, table, .. } = self.lowest(&range)?;
+        self.check_cuts(level, table, &range)?;
         self.visit(&range, &mut |met| match met {
             Met::Hole(hole) => Err(MapError::NotMapped(hole.start)),
             Met::Leaf(..) => Ok(()),
@@ -113,7 +114,7 @@ impl<M: TableMemory> Mapper<M> {
         range: &Range<u64>,
         f: &mut impl FnMut(Met<'a>) -> Result<(), MapError>,
     ) -> Result<(), MapError> {
-        let (level, table) = self.lowest(range)?;
+        let Lowest { level, table, .. } = self.lowest(range)?;
         self.visit_table(level, table, range, f)
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Lost, Mapper, group_log2};
+use super::{Lost, Mapper};
 use crate::format::{TABLE, VALID};
 use crate::geometry::{LAST_LEVEL, low_bits};
 use crate::memory::TableMemory;
@@ -44,8 +44,7 @@ impl<M: TableMemory> Mapper<M> {
     /// ends no later, whatever the leaves' sizes and attributes. `None` if nothing is
     /// mapped at the start.
     ///
-    /// Neither end needs alignment, and the end may lie beyond the input size. Of a
-    /// contiguous group one descriptor is read.
+    /// Neither end needs alignment, and the end may lie beyond the input size.
     pub fn read_run(&self, range: Range<u64>) -> Option<Run> {
         let geometry = self.geometry();
         let end = range.end.min(1 << geometry.input_bits());
@@ -108,23 +107,29 @@ impl<M: TableMemory> Mapper<M> {
         while n < wanted {
             let left = (geometry.straight_end(output) - output) >> shift;
             let stop = wanted.min(n.saturating_add(left as usize));
-            let mut expected = geometry.address_field(output) | kind;
-            let from = n;
-            while n < stop {
-                let descriptor = entries[n].load(Ordering::Relaxed);
-                if descriptor & mask != expected {
-                    return n as u64;
-                }
-                // The architecture promises that the rest of a group goes on like that.
-                let group = 1usize << group_log2(geometry, level, descriptor);
-                let in_group = ((output >> shift) as usize + (n - from)) & (group - 1);
-                let step = group - in_group;
-                n += step;
-                expected = expected.wrapping_add((step as u64) << shift);
+            let expected = geometry.address_field(output) | kind;
+            let ahead = &entries[n..stop];
+            if (ahead[0].load(Ordering::Relaxed) ^ expected) & mask != 0 {
+                break;
             }
-            n = n.min(wanted);
-            output += ((n - from) as u64) << shift;
+            let step = (8 * matching_lines(ahead, expected, shift, mask)).max(1);
+            n += step;
+            output += (step as u64) << shift;
         }
         n as u64
     }
+}
+
+/// How many lines of eight entries go on from `expected` in steps of 2^`shift`, in the
+/// bits of `mask`.
+fn matching_lines(entries: &[AtomicU64], mut expected: u64, shift: u8, mask: u64) -> usize {
+    let (lines, _) = entries.as_chunks::<8>();
+    let matches = |line: &[AtomicU64; 8]| {
+        let differing = (0_u64..).zip(line).fold(0, |differing, (n, entry)| {
+            differing | entry.load(Ordering::Relaxed) ^ expected.wrapping_add(n << shift)
+        });
+        expected = expected.wrapping_add(8 << shift);
+        differing & mask == 0
+    };
+    lines.iter().map(matches).position(|matches| !matches).unwrap_or(lines.len())
 }

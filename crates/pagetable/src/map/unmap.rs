@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Lost, MapError, Mapper, Parts, TABLE_OR_PAGE, first_valid};
+use super::{Cursor, Lost, Lowest, MapError, Mapper, Parts, TABLE_OR_PAGE, first_valid};
 use crate::format::VALID;
 use crate::geometry::LAST_LEVEL;
 use crate::memory::TableMemory;
@@ -47,11 +47,47 @@ impl<M: TableMemory> Mapper<M> {
     /// [`recycle`](Self::recycle): a walker may still be reading them.
     pub fn unmap(&mut self, range: Range<u64>, gather: &mut Gather) -> Result<(), MapError> {
         self.check_input(&range)?;
-        self.check_cuts(&range)?;
-        let level = self.geometry().initial_level();
-        let table = self.table_at(level, self.table.base())?;
-        self.remove(level, table, &range, gather)?;
-        Ok(())
+        let before = gather.tables.len();
+        let result = self.unmap_checked(&range, gather);
+        let in_place = gather.tables.len() == before;
+        self.cursor = result.as_ref().ok().copied().flatten().filter(|_| in_place);
+        result.map(drop)
+    }
+
+    fn unmap_checked(
+        &self,
+        range: &Range<u64>,
+        gather: &mut Gather,
+    ) -> Result<Option<Cursor>, MapError> {
+        let Lowest { level, table, cursor } = self.lowest(range)?;
+        self.check_cuts(level, table, range)?;
+        // Only if its table is empty now does it take a way from the top.
+        if self.remove(level, table, range, gather)? && level > self.geometry().initial_level() {
+            let (level, base) = (self.geometry().initial_level(), self.table.base());
+            self.prune(level, self.table_at(level, base)?, range.start, gather)?;
+        }
+        Ok(cursor)
+    }
+
+    /// Takes out empty tables on the way to `input`; says whether this one has become
+    /// empty.
+    fn prune(
+        &self,
+        level: i8,
+        table: &[AtomicU64],
+        input: u64,
+        gather: &mut Gather,
+    ) -> Result<bool, Lost> {
+        let entry = &table[self.geometry().index(level, input) as usize];
+        let descriptor = entry.load(Ordering::Acquire);
+        if level < LAST_LEVEL && descriptor & TABLE_OR_PAGE == TABLE_OR_PAGE {
+            let address = self.geometry().address(descriptor);
+            if self.prune(level + 1, self.table_at(level + 1, address)?, input, gather)? {
+                entry.store(0, Ordering::Relaxed);
+                gather.tables.push(address);
+            }
+        }
+        Ok(first_valid(table).is_none())
     }
 
     /// Returns tables that [`unmap`](Self::unmap) took out to the memory. Every walker
@@ -91,12 +127,7 @@ impl<M: TableMemory> Mapper<M> {
         }
         let whole = &table[parts.whole.clone()];
         if level == LAST_LEVEL {
-            let all = whole.iter().fold(0, |all, entry| {
-                let descriptor = entry.load(Ordering::Relaxed);
-                entry.store(0, Ordering::Relaxed);
-                all | descriptor
-            });
-            if all & VALID != 0 {
+            if take(whole) & VALID != 0 {
                 removed = true;
                 gather.add(parts.whole_start..parts.input(whole.len()));
             }
@@ -124,4 +155,19 @@ impl<M: TableMemory> Mapper<M> {
             && first_valid(after).is_none()
             && first_valid(before).is_none())
     }
+}
+
+/// Clears all entries; returns the union of what they held.
+fn take(entries: &[AtomicU64]) -> u64 {
+    let mut all = 0;
+    let (lines, few) = entries.as_chunks::<8>();
+    for line in lines {
+        all |= line.iter().fold(0, |all, entry| all | entry.load(Ordering::Relaxed));
+        line.iter().for_each(|entry| entry.store(0, Ordering::Relaxed));
+    }
+    for entry in few {
+        all |= entry.load(Ordering::Relaxed);
+        entry.store(0, Ordering::Relaxed);
+    }
+    all
 }
