@@ -1,6 +1,5 @@
 //! `pagetable` against `aarch64-paging`, `page_table_multiarch` and plain loops.
 
-mod adhoc;
 mod heap;
 mod peers;
 
@@ -295,10 +294,6 @@ fn memory(report: &mut Report) {
 }
 
 fn main() {
-    if std::env::args().any(|a| a == "adhoc") {
-        adhoc::adhoc();
-        return;
-    }
     let mut report = Report::new("pagetable", 15);
     gigabyte(&mut report);
     live(&mut report);

@@ -34,6 +34,12 @@ impl Granule {
         self.page_log2() - 3
     }
 
+    /// log2 of what one entry at `level` spans in bytes.
+    #[inline]
+    pub(crate) const fn shift(self, level: i8) -> u8 {
+        (self.page_log2() as i8 + self.stride() as i8 * (LAST_LEVEL - level)) as u8
+    }
+
     /// log2 of the number of neighbouring leaves at `level` that the contiguous
     /// hint joins (`ContiguousSize` of DDI 0487), or `None` where the bit is
     /// reserved.
@@ -82,18 +88,51 @@ pub enum GeometryError {
 /// The last level: its leaves are pages.
 pub const LAST_LEVEL: i8 = 3;
 
+/// Where descriptors hold addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct AddressField {
+    /// Address bits that stand in a descriptor where they belong.
+    straight: u64,
+    /// Descriptor bits that hold the address bits above those.
+    scattered: u64,
+    /// By how much `scattered` moves up.
+    shift: u8,
+}
+
+/// The field of 4K descriptors without `ds`.
+pub(crate) const FIELD_4K: AddressField = AddressField::of(Granule::K4, false, false);
+
+impl AddressField {
+    const fn of(granule: Granule, ds: bool, lpa: bool) -> Self {
+        let page = granule.page_log2();
+        let (top, scattered, shift) = match granule {
+            Granule::K64 if lpa => (47, bits(15, 12), 36),
+            Granule::K4 | Granule::K16 if ds => (49, bits(9, 8), 42),
+            Granule::K4 | Granule::K16 | Granule::K64 => (47, 0, 0),
+        };
+        Self { straight: bits(top, page), scattered, shift }
+    }
+
+    /// The address in a descriptor.
+    #[inline]
+    pub(crate) const fn decode(self, descriptor: u64) -> u64 {
+        (descriptor & self.straight) | (descriptor & self.scattered) << self.shift
+    }
+
+    /// The bits of a descriptor for an address.
+    #[inline]
+    const fn encode(self, address: u64) -> u64 {
+        (address & self.straight) | (address >> self.shift & self.scattered)
+    }
+}
+
 /// The shape of a set of translation tables, without their address.
 ///
 /// Small and `Copy`; everything that a walk needs at every step is worked out
 /// when it is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
-    /// Address bits that stand in a descriptor where they belong.
-    straight: u64,
-    /// Descriptor bits that hold the address bits above those.
-    scattered: u64,
-    /// By how much `scattered` moves up.
-    scattered_shift: u8,
+    field: AddressField,
     /// Bit `level + 1`: a block, or at level 3 a page, may stand there.
     leaf_levels: u8,
     /// Bit `level + 1`: the contiguous bit means something there.
@@ -171,16 +210,8 @@ impl Geometry {
         if !(32..=52).contains(&output_bits) {
             return Err(GeometryError::OutputBits { bits: output_bits });
         }
-        let page = granule.page_log2();
-        let (straight, scattered, scattered_shift) = match granule {
-            Granule::K4 | Granule::K16 if ds => (field(49, page), field(9, 8), 42),
-            Granule::K4 | Granule::K16 => (field(47, page), 0, 0),
-            Granule::K64 => (field(47, page), field(15, 12), 36),
-        };
         let geometry = Self {
-            straight,
-            scattered,
-            scattered_shift,
+            field: AddressField::of(granule, ds, false),
             leaf_levels: 0,
             contiguous_levels: 0,
             stage,
@@ -206,7 +237,7 @@ impl Geometry {
     #[must_use]
     pub fn with_lpa(mut self, lpa: bool) -> Self {
         if self.granule == Granule::K64 {
-            self.scattered = if lpa { field(15, 12) } else { 0 };
+            self.field = AddressField::of(self.granule, false, lpa);
             self.output_bits = if lpa { self.output_bits } else { self.output_bits.min(48) };
         }
         let first_block = match self.granule {
@@ -270,7 +301,7 @@ impl Geometry {
     /// log2 of what one entry at `level` spans in bytes.
     #[inline]
     pub fn shift(&self, level: i8) -> u8 {
-        (self.granule.page_log2() as i8 + self.granule.stride() as i8 * (LAST_LEVEL - level)) as u8
+        self.granule.shift(level)
     }
 
     /// Whether a block, or at level 3 a page, may stand at `level`.
@@ -346,7 +377,12 @@ impl Geometry {
     /// bits are still to be cleared down from its size.
     #[inline]
     pub fn address(&self, descriptor: u64) -> u64 {
-        (descriptor & self.straight) | (descriptor & self.scattered) << self.scattered_shift
+        self.field.decode(descriptor)
+    }
+
+    #[inline]
+    pub(crate) fn field(&self) -> AddressField {
+        self.field
     }
 
     /// Whether an address has bits above the effective output size.
@@ -359,7 +395,7 @@ impl Geometry {
     /// page-aligned and within the output size.
     #[inline]
     pub fn address_field(&self, address: u64) -> u64 {
-        (address & self.straight) | (address >> self.scattered_shift & self.scattered)
+        self.field.encode(address)
     }
 
     /// The first address after `address` that differs from it in scattered bits, so
@@ -373,13 +409,13 @@ impl Geometry {
     /// The bits that hold the address of a leaf of 2^`shift` bytes.
     #[inline]
     pub(crate) fn leaf_address_mask(&self, shift: u8) -> u64 {
-        self.straight & !low_bits(shift) | self.scattered
+        self.field.straight & !low_bits(shift) | self.field.scattered
     }
 
     /// The bits of a descriptor that hold its address.
     #[inline]
     pub fn address_mask(&self) -> u64 {
-        self.straight | self.scattered
+        self.field.straight | self.field.scattered
     }
 }
 
@@ -388,7 +424,7 @@ const fn max_output(granule: Granule, ds: bool) -> u8 {
 }
 
 /// Bits `high` to `low`, both included.
-const fn field(high: u8, low: u8) -> u64 {
+const fn bits(high: u8, low: u8) -> u64 {
     low_bits(high + 1) & !low_bits(low)
 }
 

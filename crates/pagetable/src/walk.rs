@@ -5,7 +5,9 @@
 //! may write, belong to whoever walks.
 
 use crate::format::{CONTIGUOUS, Stage1Leaf, Stage2Leaf, TABLE, TableAttributes, VALID};
-use crate::geometry::{Geometry, GeometryError, Granule, LAST_LEVEL, Stage, low_bits};
+use crate::geometry::{
+    AddressField, FIELD_4K, Geometry, GeometryError, Granule, LAST_LEVEL, Stage, low_bits,
+};
 
 /// A table above level 3, a page at level 3.
 const TABLE_OR_PAGE: u64 = VALID | TABLE;
@@ -77,6 +79,15 @@ pub struct Position {
     pub table: u64,
     /// What the tables before it take away.
     pub attributes: TableAttributes,
+}
+
+/// The descriptor that ends a walk, whatever it is.
+struct Last {
+    level: i8,
+    shift: u8,
+    address: u64,
+    descriptor: u64,
+    table_attributes: TableAttributes,
 }
 
 /// Where a walk ended: a valid block or page.
@@ -251,40 +262,16 @@ impl Table {
         input: u64,
         memory: &mut M,
     ) -> Result<Leaf, Fault<M::Error>> {
-        let geometry = self.geometry;
+        let geometry = &self.geometry;
         if input >> geometry.input_bits() != 0 {
             return Err(Fault::Translation { level: 0 });
         }
-        let stride = geometry.granule().stride();
-        let Position { mut level, mut table, attributes } = from;
-        let mut shift = geometry.shift(level);
-        let mut index = geometry.index(level, input);
-        // All table descriptors of the walk in one: a bit that any of them has.
-        let mut tables = 0;
-        let (descriptor, at) = loop {
-            let at = table | index << 3;
-            let descriptor = match memory.read(at, level) {
-                Ok(descriptor) => descriptor,
-                Err(error) => return Err(Fault::Memory { level, address: at, error }),
-            };
-            if descriptor & TABLE_OR_PAGE != TABLE_OR_PAGE || level == LAST_LEVEL {
-                break (descriptor, at);
-            }
-            let next = geometry.address(descriptor);
-            if geometry.is_beyond_output(next) {
-                let meaning = Meaning::BeyondOutput { address: next };
-                memory.seen(Step { level, address: at, descriptor, meaning });
-                return Err(Fault::AddressSize { level });
-            }
-            tables |= descriptor;
-            let attributes = attributes.and(self.table_attributes(tables));
-            let meaning = Meaning::Table(Position { level: level + 1, table: next, attributes });
-            memory.seen(Step { level, address: at, descriptor, meaning });
-            table = next;
-            level += 1;
-            shift -= stride;
-            index = input >> shift & low_bits(stride);
+        // The most common shape gets a loop of constants.
+        let last = match (geometry.granule(), geometry.ds()) {
+            (Granule::K4, false) => self.descend(Granule::K4, FIELD_4K, from, input, memory)?,
+            (granule, _) => self.descend(granule, geometry.field(), from, input, memory)?,
         };
+        let Last { level, shift, address: at, descriptor, table_attributes } = last;
         let mut seen = |meaning| memory.seen(Step { level, address: at, descriptor, meaning });
         // A page has bit 1 set and a block has not.
         let expected = if level == LAST_LEVEL { TABLE_OR_PAGE } else { VALID };
@@ -312,8 +299,52 @@ impl Table {
             size_log2: shift,
             contiguous: group.is_some(),
             level,
-            table_attributes: attributes.and(self.table_attributes(tables)),
+            table_attributes,
         })
+    }
+
+    /// Follows table descriptors down to the first descriptor that is none.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "constants are passed to be folded in")]
+    fn descend<M: Descriptors>(
+        &self,
+        granule: Granule,
+        field: AddressField,
+        from: Position,
+        input: u64,
+        memory: &mut M,
+    ) -> Result<Last, Fault<M::Error>> {
+        let Position { mut level, mut table, attributes } = from;
+        let stride = granule.stride();
+        let mut shift = granule.shift(level);
+        let mut index = self.geometry.index(level, input);
+        // All table descriptors of the walk in one: a bit that any of them has.
+        let mut tables = 0;
+        loop {
+            let address = table | index << 3;
+            let descriptor = match memory.read(address, level) {
+                Ok(descriptor) => descriptor,
+                Err(error) => return Err(Fault::Memory { level, address, error }),
+            };
+            if descriptor & TABLE_OR_PAGE != TABLE_OR_PAGE || level == LAST_LEVEL {
+                let table_attributes = attributes.and(self.table_attributes(tables));
+                return Ok(Last { level, shift, address, descriptor, table_attributes });
+            }
+            let next = field.decode(descriptor);
+            if self.geometry.is_beyond_output(next) {
+                let meaning = Meaning::BeyondOutput { address: next };
+                memory.seen(Step { level, address, descriptor, meaning });
+                return Err(Fault::AddressSize { level });
+            }
+            tables |= descriptor;
+            let attributes = attributes.and(self.table_attributes(tables));
+            let meaning = Meaning::Table(Position { level: level + 1, table: next, attributes });
+            memory.seen(Step { level, address, descriptor, meaning });
+            table = next;
+            level += 1;
+            shift -= stride;
+            index = input >> shift & low_bits(stride);
+        }
     }
 
     /// What table descriptors take away: nothing at stage 2, where the bits are reserved.
