@@ -144,6 +144,7 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         }
     }
 
+    #[inline(always)]
     fn fill(&self, address: u64, size: u32, scope: u32, data: Data, before: &Before) {
         // A large entry holds the address of its 2 MiB.
         let data = if size >= crate::cache::tlb::LARGE {
@@ -228,6 +229,7 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one finished stage 1")]
+    #[inline(always)]
     fn after_stage1(
         &mut self,
         stage1: &Stage1,
@@ -290,6 +292,7 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
 
     /// Stage 1 up to its leaf, and where the leaf's descriptor is if no second translation is
     /// needed to know.
+    #[inline(always)]
     fn walk_stage1(
         &mut self,
         stage1: &Stage1,
@@ -300,8 +303,8 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         let geometry = half.table.geometry();
         let cacheable = geometry.granule() == Granule::K4 && geometry.initial_level() < LAST_LEVEL;
         if cacheable
-            && self.before.is_some()
-            && let Some(data) = self.tlb.lookup_stage1_table(&self.context.space, canonical)
+            && let Some(before) = &self.before
+            && let Some(data) = self.tlb.lookup_stage1_table(&self.context.space, canonical, before)
         {
             let position = Position {
                 level: LAST_LEVEL,
@@ -356,8 +359,8 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         class: Class,
     ) -> Result<Output, Fault> {
         let need = wanted.permissions();
-        if let Some(_) = self.before
-            && let Some((data, size)) = self.tlb.lookup_stage2(&self.context.vm, ipa)
+        if let Some(before) = &self.before
+            && let Some((data, size)) = self.tlb.lookup_stage2(&self.context.vm, ipa, before)
         {
             let permissions = Permissions::from_bits(data.permissions());
             if permissions.contains(need) && !(stage2.ptw && class != Class::In) {
@@ -445,6 +448,7 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         Err(Fault::walk_abort(true, class, 0))
     }
 
+    #[inline(always)]
     fn walk_stage2(
         &mut self,
         stage2: &Stage2,
@@ -455,7 +459,9 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         let granule4k = stage2.table.geometry().granule() == Granule::K4;
         let mut direct = Direct { memory: self.memory, stage: 2, recorder: &mut *self.recorder };
         let cached = match &self.before {
-            Some(_) if granule4k => self.tlb.lookup_stage2_table(&self.context.vm, ipa),
+            Some(before) if granule4k => {
+                self.tlb.lookup_stage2_table(&self.context.vm, ipa, before)
+            }
             _ => None,
         };
         let result = match cached {
