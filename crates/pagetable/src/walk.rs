@@ -271,6 +271,43 @@ impl Table {
             (Granule::K4, false) => self.descend(Granule::K4, FIELD_4K, from, input, memory)?,
             (granule, _) => self.descend(granule, geometry.field(), from, input, memory)?,
         };
+        self.leaf(last, input, memory)
+    }
+
+    /// Walks from a last-level table, as [`walk_from`](Self::walk_from) does, in line: for caches of
+    /// such tables.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "one read, between a cache and what is made of it")]
+    pub fn walk_last_level<M: Descriptors>(
+        &self,
+        table: u64,
+        table_attributes: TableAttributes,
+        input: u64,
+        memory: &mut M,
+    ) -> Result<Leaf, Fault<M::Error>> {
+        let granule = self.geometry.granule();
+        if input >> self.geometry.input_bits() != 0 {
+            return Err(Fault::Translation { level: 0 });
+        }
+        let (level, shift) = (LAST_LEVEL, granule.page_log2());
+        let address = table | (input >> shift & low_bits(granule.stride())) << 3;
+        let descriptor = match memory.read(address, level) {
+            Ok(descriptor) => descriptor,
+            Err(error) => return Err(Fault::Memory { level, address, error }),
+        };
+        self.leaf(Last { level, shift, address, descriptor, table_attributes }, input, memory)
+    }
+
+    /// What the descriptor means that ended a descent.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the end of both walks")]
+    fn leaf<M: Descriptors>(
+        &self,
+        last: Last,
+        input: u64,
+        memory: &mut M,
+    ) -> Result<Leaf, Fault<M::Error>> {
+        let geometry = &self.geometry;
         let Last { level, shift, address: at, descriptor, table_attributes } = last;
         let mut seen = |meaning| memory.seen(Step { level, address: at, descriptor, meaning });
         // A page has bit 1 set and a block has not.

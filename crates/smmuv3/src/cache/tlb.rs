@@ -19,16 +19,16 @@ pub struct TlbSize {
     pub small_log2: u8,
     /// Combined translations of 2 MiB.
     pub large_log2: u8,
-    /// Stage 2 translations of 4 KiB, used by nested walks.
+    /// Stage 2 translations of 4 KiB: of pages that hold tables.
     pub stage2_log2: u8,
     /// Each of: stage 2 blocks, last-level stage 1 tables, last-level stage 2 tables.
     pub walk_log2: u8,
 }
 
 impl Default for TlbSize {
-    /// 512 KiB.
+    /// 416 KiB.
     fn default() -> Self {
-        Self { small_log2: 13, large_log2: 10, stage2_log2: 12, walk_log2: 10 }
+        Self { small_log2: 13, large_log2: 10, stage2_log2: 10, walk_log2: 10 }
     }
 }
 
@@ -218,19 +218,21 @@ impl Tlb {
         array.fill(space, address, scope, data, tag, &self.clock, before.epoch);
     }
 
-    /// The stage 2 translation of `ipa` and the log2 of its page's size. `vm` is the stage 2 space.
+    /// The stage 2 translation of `ipa` and the log2 of its page's size; of small pages only with
+    /// `pages`. `vm` is the stage 2 space.
     #[inline]
     pub(crate) fn lookup_stage2(
         &self,
         vm: &Space,
         ipa: u64,
+        pages: bool,
         before: &Before,
     ) -> Option<(Data, u32)> {
-        let stamp = before.tags.stage2;
-        if let Some(data) = self.stage2.lookup(vm, ipa, |_| stamp) {
+        let tag = before.tags.stage2;
+        if pages && let Some(data) = self.stage2.lookup(vm, ipa, |_| tag) {
             return Some((data, SMALL));
         }
-        self.stage2_blocks.lookup(vm, ipa, |_| stamp).map(|data| (data, LARGE))
+        self.stage2_blocks.lookup(vm, ipa, |_| tag).map(|data| (data, LARGE))
     }
 
     #[inline]
