@@ -160,6 +160,9 @@ impl TableMemory for HeapPool {
         tables: &mut Vec<u64>,
     ) -> Result<(), OutOfMemory> {
         let order = self.order(size_log2).ok_or(OutOfMemory)?;
+        if count > self.limit >> order {
+            return Err(OutOfMemory);
+        }
         let before = tables.len();
         tables.reserve(count);
         let mut free = self.free();

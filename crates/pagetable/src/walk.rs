@@ -4,13 +4,10 @@
 //! and permissions nor updates them: the order of those faults, and what hardware
 //! may write, belong to whoever walks.
 
-use crate::format::{CONTIGUOUS, Stage1Leaf, Stage2Leaf, TABLE, TableAttributes, VALID};
+use crate::format::{CONTIGUOUS, Stage1Leaf, Stage2Leaf, TABLE_OR_PAGE, TableAttributes, VALID};
 use crate::geometry::{
     AddressField, FIELD_4K, Geometry, GeometryError, Granule, LAST_LEVEL, Stage, low_bits,
 };
-
-/// A table above level 3, a page at level 3.
-const TABLE_OR_PAGE: u64 = VALID | TABLE;
 
 /// Where a walk reads descriptors.
 ///

@@ -142,6 +142,10 @@ fn a_failed_map_changes_nothing() {
     let poor = mapper.map(0..0x4000_0000, 0, dma, 0x1000);
     assert_eq!(poor, Err(MapError::OutOfMemory(OutOfMemory)));
     assert_eq!((dump(&geometry, mapper.table().base(), &memory), memory.out()), before);
+    // More than there ever will be: 2^27 tables.
+    memory.left.store(u64::MAX, Ordering::Relaxed);
+    let greedy = mapper.map(1 << 47..1 << 48, 0, dma, 0x1000);
+    assert_eq!(greedy, Err(MapError::OutOfMemory(OutOfMemory)));
     memory.left.store(513, Ordering::Relaxed);
     mapper.map(0..0x4000_0000, 0, dma, 0x1000).unwrap();
     assert_eq!(memory.out(), before.1 + 513);

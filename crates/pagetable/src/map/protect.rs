@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Gather, Lowest, MapError, Mapper, TABLE_OR_PAGE, group_log2};
+use super::{Gather, Lowest, MapError, Mapper, group_log2};
 use crate::attributes::{Attributes, PROTECTION};
-use crate::format::{AF, AP_READ_ONLY, DBM, S2AP_WRITE, VALID};
+use crate::format::{AF, AP_READ_ONLY, DBM, S2AP_WRITE, TABLE_OR_PAGE, VALID};
 use crate::geometry::{LAST_LEVEL, Stage, low_bits};
 use crate::memory::TableMemory;
 

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Cursor, Lost, Lowest, MapError, Mapper, Parts, TABLE_OR_PAGE, first_valid};
-use crate::format::VALID;
+use super::{Cursor, Lost, Lowest, MapError, Mapper, Parts, first_valid};
+use crate::format::{TABLE_OR_PAGE, VALID};
 use crate::geometry::LAST_LEVEL;
 use crate::memory::TableMemory;
 
@@ -18,8 +18,8 @@ pub struct Gather {
 }
 
 impl Gather {
-    /// The smallest range that includes every leaf that was changed or removed: all TLB
-    /// entries for it must go. `None` if nothing was.
+    /// A range that includes every leaf that was changed or removed: all TLB entries for
+    /// it must go. `None` if nothing was.
     pub fn range(&self) -> Option<Range<u64>> {
         self.range.clone()
     }
@@ -40,7 +40,9 @@ impl Gather {
 
 impl<M: TableMemory> Mapper<M> {
     /// Unmaps what is mapped in `range`, which must not cut through a leaf or a
-    /// contiguous group; holes in it are no error. Nothing is unmapped on an error.
+    /// contiguous group; holes in it are no error. Nothing is unmapped on an error, except
+    /// [`Lost`](MapError::Lost). Dirty state goes with the leaves: whoever wants it
+    /// [collects](Self::read_dirty) it first.
     ///
     /// Tables in which nothing is left are taken out. Their memory stays untouched until
     /// the caller has invalidated what `gather` says and calls
@@ -139,11 +141,11 @@ impl<M: TableMemory> Mapper<M> {
                 }
                 removed = true;
                 gather.add(parts.input(n)..parts.input(n + 1));
+                entry.store(0, Ordering::Relaxed);
                 if descriptor & TABLE_OR_PAGE == TABLE_OR_PAGE {
                     let address = self.geometry().address(descriptor);
                     self.collect(level + 1, address, &mut gather.tables)?;
                 }
-                entry.store(0, Ordering::Relaxed);
             }
         }
         // Neighbours tell first: what is used together lies together.
