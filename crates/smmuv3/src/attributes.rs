@@ -55,8 +55,9 @@ impl Attributes {
     ) -> Self {
         if fwb {
             let memory = match mem_attr & 0x7 {
+                device @ 0..=3 if self.is_device() => self.memory.min(device << 2),
                 device @ 0..=3 => device << 2,
-                0b101 => NON_CACHEABLE,
+                0b101 if !self.is_device() => NON_CACHEABLE,
                 0b110 => WRITE_BACK,
                 // 0b111, and the reserved 0b100: as stage 1 says.
                 _ => self.memory,

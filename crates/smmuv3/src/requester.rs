@@ -419,15 +419,14 @@ impl<M: Memory, F: Fence> Requester<M, F> {
                 return smmu.disabled(transaction);
             }
             let stamp = smmu.tlb.stream(transaction.stream_id);
-            let before = |context: &Context| Some(smmu.before(context));
-            let (sid, ssid) = (transaction.stream_id, transaction.substream_id);
-            match smmu.fetch_context(sid, ssid, before, &mut ()) {
-                Ok(context) => {
-                    hot[slot] = Hot::new(key, changes, stamp, &context, &smmu.tlb);
-                    contexts[slot] = Some(context);
-                }
-                Err(fault) => return Err(smmu.refuse(&fault, transaction, None, true)),
-            }
+            let mut context = smmu
+                .fetch_ste(transaction.stream_id, &mut ())
+                .map_err(|fault| smmu.refuse(&fault, transaction, None, true))?;
+            let before = Some(smmu.before(&context));
+            smmu.fetch_cd(&mut context, transaction.substream_id, before, &mut ())
+                .map_err(|fault| smmu.refuse(&fault, transaction, Some(&context), true))?;
+            hot[slot] = Hot::new(key, changes, stamp, &context, &smmu.tlb);
+            contexts[slot] = Some(context);
         }
         match &contexts[slot] {
             Some(context) => smmu.walk(context, transaction, smmu.tlb.before(hot[slot].tags)),
@@ -526,12 +525,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             steps.step(|| Step::Disabled { abort: self.live.gbpa().abort() });
             return self.disabled(transaction).map_err(|_| silent);
         }
-        let context =
-            self.fetch_context(transaction.stream_id, transaction.substream_id, |_| None, steps);
-        let (fault, context) = match context {
+        let (fault, context) = match self.fetch_ste(transaction.stream_id, steps) {
             Err(fault) => (fault, None),
             Ok(context) if context.abort => return Err(silent),
-            Ok(context) => {
+            Ok(mut context) => {
+                let found = self.fetch_cd(&mut context, transaction.substream_id, None, steps);
                 let wanted = context.wanted(transaction);
                 let mut walker = Walker {
                     memory: &self.memory,
@@ -541,7 +539,8 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                     before: None,
                     recorder: steps,
                 };
-                match walker.translate(context.canonical(transaction.address), wanted) {
+                let canonical = context.canonical(transaction.address);
+                match found.and_then(|()| walker.translate(canonical, wanted)) {
                     Ok(output) => return Ok(context.translation(transaction, &output, wanted)),
                     Err(fault) => (fault, Some(context)),
                 }
@@ -557,7 +556,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     }
 }
 
-fn origin(transaction: &Transaction, context: Option<&Context>) -> Origin {
+pub(crate) fn origin(transaction: &Transaction, context: Option<&Context>) -> Origin {
     let wanted = context.map_or(
         Wanted {
             write: transaction.write,
