@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use host::{Capability, File, Mm, PAGE_SIZE};
 use host_fake::{BASE, FakeHost, FakeTask};
+use iommu::NoIommu;
 use iommufd::{Context, Iommufd};
 
 const PAGES: usize = 64;
@@ -150,7 +151,8 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let host = FakeHost::new(PAGES);
-        let node = iommufd_selftest::device_node(host.clone(), 200, &[]);
+        let noiommu = vec![NoIommu::add_device("nic0"), NoIommu::add_device("nic1")];
+        let node = iommufd_selftest::device_node(host.clone(), 200, &[], noiommu);
         let contexts = vec![node.context(), node.context()];
         Self { task: FakeTask::new(&host), host, node, contexts, arg: ARG }
     }

@@ -9,7 +9,7 @@ use uapi::iommufd as u;
 use uapi::nr;
 use uapi::selftest as t;
 
-/// What a sweep starts from: two IOASes, the first mapped and with a device.
+/// What a sweep starts from: IOASes, two mapped and with a device.
 struct Scene {
     client: Client,
     ioas: u32,
@@ -17,6 +17,8 @@ struct Scene {
     mock: Mock,
     /// A nesting parent that follows `ioas`.
     parent: u32,
+    /// Mapped, for a device that is behind no IOMMU.
+    plain: u32,
     fd: i32,
     access: i32,
 }
@@ -26,13 +28,15 @@ const MAPPED: u64 = 0x200_0000;
 impl Scene {
     fn new() -> Self {
         let client = Client::new();
-        let (ioas, other) = (client.ioas(), client.ioas());
+        let (ioas, other, plain) = (client.ioas(), client.ioas(), client.ioas());
         client.map(ioas, page(0), 4 * 4096, RW | FIXED, MAPPED).unwrap();
         let mock = client.mock(ioas).unwrap();
         let fd = client.host.open_memory(Some(8));
         let pins = t::MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES;
         let access = client.access(ioas, pins).unwrap();
-        let mut scene = Self { client, ioas, other, mock, parent: 0, fd, access };
+        client.nic(0, plain).unwrap();
+        client.map(plain, page(16), 4096, RW | FIXED, MAPPED).unwrap();
+        let mut scene = Self { client, ioas, other, mock, parent: 0, plain, fd, access };
         let flags = u::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT;
         scene.parent = scene.hwpt(ioas, flags, false).unwrap();
         scene
@@ -83,6 +87,8 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("copy beside a domain", |s| s.client.copy(s.ioas, MAPPED, 8192, s.ioas, RW).map(drop)),
     ("attach to a new IOAS", |s| s.client.mock(s.other).map(drop)),
     ("attach to an IOAS in use", |s| s.client.mock(s.ioas).map(drop)),
+    ("attach without an IOMMU", |s| s.client.nic(1, s.other).map(drop)),
+    ("IOAS_NOIOMMU_GET_PA", |s| s.client.get_pa(s.plain, MAPPED, 4096).map(drop)),
     ("replace by another IOAS", |s| {
         let op = t::IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE;
         s.client.test(op, s.mock.stdev, &[s.other]).map(drop)

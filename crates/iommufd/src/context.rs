@@ -268,7 +268,7 @@ impl Context {
     }
 
     /// Whether the caller has a capability, by the kernel's word or by ours.
-    pub(crate) fn capable(&self, task: &dyn Task, capability: Capability) -> bool {
+    pub fn capable(&self, task: &dyn Task, capability: Capability) -> bool {
         self.granted.contains(&capability) || task.capable(capability)
     }
 
