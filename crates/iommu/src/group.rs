@@ -270,8 +270,9 @@ impl Group {
         let mut devices = state.devices();
         if let Target::Pasid(pasid) = target {
             // A device without PASIDs has no traffic to move.
-            devices.retain(|device| device.driver.max_pasids(device) != 0);
-            let max = devices.iter().map(|device| device.driver.max_pasids(device)).min();
+            let max = |device: &Arc<Device>| device.driver.pasids(device).max;
+            devices.retain(|device| max(device) != 0);
+            let max = devices.iter().map(max).min();
             if pasid == 0 || max.is_some_and(|max| pasid >= max) {
                 return Err(Error::Invalid("the PASID is out of the device's range"));
             }

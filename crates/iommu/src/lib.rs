@@ -27,8 +27,8 @@ mod noiommu;
 
 pub use domain::{DirtyTracking, Domain, Geometry, MapError, NestedDomain, PagingDomain, Prot};
 pub use driver::{
-    Capability, Driver, EventSink, HwInfo, PagingFlags, ReadAt, ReservedKind, ReservedRegion,
-    Target, UserArray, UserData, Viommu, ViommuHost,
+    Capability, Driver, EventSink, HwInfo, PagingFlags, Pasids, ReadAt, ReservedKind,
+    ReservedRegion, Target, UserArray, UserData, Viommu, ViommuHost,
 };
 pub use error::Error;
 pub use fault::{FaultGroup, FaultHandler, FaultPerm, PageRequest, PageResponse};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use host::Capability;
-use iommu::{Device, Domain, FaultPerm, PageRequest, Target};
+use iommu::{Device, Domain, FaultPerm, PageRequest, Pasids, Target};
 use iommu_mock::MockDevice;
 use iommufd::{Context, Error, External, Id};
 use uapi::selftest as t;
@@ -94,10 +94,13 @@ impl TestIoctl {
         if flags & !(no_dirty | pasid) != 0 {
             return Err(Error::Invalid("mock device flags"));
         }
+        // The kernel's mock device is not on PCI, so it declares no more of PASIDs.
+        let max = if flags & pasid != 0 { 1 << t::MOCK_PASID_WIDTH } else { 0 };
+        let pasids = Pasids { max, ..Pasids::default() };
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let device = self.driver.add_device(
             format!("iommufd_mock{serial}"),
-            MockDevice::new(flags & no_dirty != 0, flags & pasid != 0),
+            MockDevice::new(flags & no_dirty != 0, pasids),
         );
         bind_and_attach(call, device)
     }
