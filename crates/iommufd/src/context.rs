@@ -367,6 +367,14 @@ impl Context {
         self.lock().check_invariants()
     }
 
+    /// What [`File::mmap`] accepts just now: offset, length, and the vIOMMU that owns
+    /// the memory. For tests.
+    #[doc(hidden)]
+    pub fn mappable(&self) -> Vec<(u64, u64, Id)> {
+        let state = self.lock();
+        state.mmaps.iter().filter(|(_, _, owner)| state.viommu(*owner).is_ok()).collect()
+    }
+
     /// Live areas, and the bytes that they and their memory's records take.
     #[doc(hidden)]
     pub fn footprint(&self) -> (usize, usize) {
@@ -414,7 +422,7 @@ impl Hold {
     /// Holds an object from now on; once.
     pub(crate) fn take(&self, state: &mut State, id: Id) {
         if self.id.set(id).is_ok() {
-            state.objects.hold(id);
+            state.objects.hold_outside(id);
         }
     }
 }
@@ -422,7 +430,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if let Some(id) = self.id.get() {
-            self.context.lock().objects.unhold(*id);
+            self.context.lock().objects.unhold_outside(*id);
         }
     }
 }

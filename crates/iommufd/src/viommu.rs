@@ -112,6 +112,13 @@ impl Mmaps {
         offset
     }
 
+    /// Offset, length and owner of every area that has an owner.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64, Id)> {
+        self.areas
+            .iter()
+            .filter_map(|(offset, area)| Some((*offset, area.memory.run().len, area.owner?)))
+    }
+
     /// The area that exactly this offset and length name.
     pub(crate) fn find(&self, offset: u64, len: u64) -> Option<&MmapArea> {
         self.areas.get(&offset).filter(|area| area.memory.run().len == len)
