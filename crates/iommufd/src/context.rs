@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
 use host::{
     Capability, CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, PhysMemory, PhysRun,
@@ -18,6 +18,7 @@ use crate::hwpt::{HwptNested, HwptPaging};
 use crate::ioas::Ioas;
 use crate::ioas::pages::{Account, Mapper, PagesTable};
 use crate::objects::ObjectTable;
+use crate::sync::{Mutex, MutexGuard};
 use crate::veventq::VeventqObject;
 use crate::viommu::{HwQueueObject, Mmaps, VdeviceObject, ViommuObject};
 use crate::{Error, Id};

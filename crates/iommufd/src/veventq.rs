@@ -1,7 +1,7 @@
 //! Event queues of vIOMMUs: what the hardware has to tell a guest.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use host::{Errno, File, FileMode, Notify, Task};
 use uapi::Plain;
@@ -10,6 +10,7 @@ use uapi::iommufd::{
 };
 
 use crate::context::{Hold, Object, State};
+use crate::sync::{Mutex, MutexGuard};
 use crate::viommu::Events;
 use crate::{Context, Error, Id};
 

@@ -1,13 +1,14 @@
 //! vIOMMUs, the devices in them, and the hardware queues they own.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use host::{PAGE_SIZE, PhysAllocation};
 use iommu::{Device, Driver, EventSink, UserData, Viommu, ViommuHost};
 
 use crate::context::{Object, State};
 use crate::error::fallible;
+use crate::sync::Mutex;
 use crate::veventq::EventQueue;
 use crate::{Error, Id};
 
