@@ -3,7 +3,7 @@
 //! [`run`] reads its input as a program: each step calls an ioctl with a struct
 //! that is mostly plausible (small ids, addresses that meet), sometimes raw
 //! bytes; takes memory away and gives it back; opens, reads, writes and closes
-//! files; maps the context's file and unmaps it. After each step every invariant of the context holds, and pages are
+//! files; maps the context's file and unmaps it; has a step somewhere fail. After each step every invariant of the context holds, and pages are
 //! pinned exactly as often as the context says; at the end nothing is left.
 //!
 //! It panics where something is wrong: a fuzzer or a test calls it.
@@ -38,12 +38,14 @@ pub struct Reached {
 
 /// Runs one program.
 pub fn run(program: &[u8]) -> Reached {
+    host::fail::set_nth(0);
     let mut machine = Machine::new();
     let mut input = Input(program);
     while let Some(step) = input.u8() {
         machine.step(step, &mut input);
         machine.check();
     }
+    host::fail::set_nth(0);
     let reached = machine.reached;
     machine.finish();
     reached
@@ -63,6 +65,7 @@ pub fn race(one: &[u8], other: &[u8]) {
                     machine.step(step, &mut input);
                     machine.mappings.check();
                 }
+                host::fail::set_nth(0);
             });
         }
     });
@@ -204,7 +207,8 @@ impl Machine {
             42 => self.host_step(input),
             44 => {
                 let request = mappings::request(input);
-                let mapped = self.mappings.map(&context, &self.task, request, self.alone);
+                let certain = self.alone && host::fail::nth() == 0;
+                let mapped = self.mappings.map(&context, &self.task, request, certain);
                 self.reached.mappings += u32::from(mapped);
             }
             45 => self.mappings.unmap(input.byte()),
@@ -373,7 +377,7 @@ impl Machine {
     /// What the process does beside ioctls.
     fn host_step(&mut self, input: &mut Input<'_>) {
         let va = input.va();
-        match input.byte() % 12 {
+        match input.byte() % 13 {
             0 => self.host.set_present(va, false),
             1 | 2 => self.host.set_present(va, true),
             3 => self.host.set_writable(va, false),
@@ -394,6 +398,8 @@ impl Machine {
                     let _ = file.write(&self.task, va, len, None);
                 }
             }
+            // One step of this call or of a later one fails.
+            11 => host::fail::set_nth(u32::from(input.byte() % 32)),
             _ => {
                 self.task.memlock_limit = u64::from(input.byte()) * PAGE_SIZE;
                 self.task.capabilities = match input.byte() % 2 {

@@ -50,20 +50,20 @@ pub(crate) fn request(input: &mut Input<'_>) -> MmapRequest {
 }
 
 impl Mappings {
-    /// Maps, and checks the answer if nobody else changes the context meanwhile. Says
-    /// whether it could.
+    /// Maps, and checks the answer if it is `certain`: nobody else changes the context
+    /// meanwhile, and nothing is to fail. Says whether it could.
     pub(crate) fn map(
         &mut self,
         context: &Arc<Context>,
         task: &FakeTask,
         request: MmapRequest,
-        alone: bool,
+        certain: bool,
     ) -> bool {
         let fits =
             |(offset, len, _): &(u64, u64, u32)| *offset == request.offset && *len == request.len;
         let before = context.mappable().into_iter().find(fits);
         let answer = context.mmap(task, request);
-        if alone {
+        if certain {
             let expected = if !request.len.is_multiple_of(PAGE_SIZE) || !request.shared {
                 Err(Errno::INVAL)
             } else if request.exec {

@@ -57,6 +57,9 @@ struct Call<'a> {
 
 impl Call<'_> {
     fn respond(&self) -> Result<(), Error> {
+        if host::fail::point() {
+            return Err(host::Fault { va: self.arg }.into());
+        }
         let len = self.user_size.min(size_of::<iommu_test_cmd>());
         Ok(self.task.mm().copy_to_user(self.arg, &self.cmd.as_bytes()[..len])?)
     }

@@ -13,6 +13,7 @@ use iommu::OwnerId;
 
 use crate::access::Access;
 use crate::device::{BoundDevice, GroupAttachments};
+use crate::error::fallible;
 use crate::fault::FaultQueue;
 use crate::hwpt::{HwptNested, HwptPaging};
 use crate::ioas::Ioas;
@@ -455,6 +456,7 @@ impl File for Context {
         let refused = Error::NoMmap(request.offset).errno();
         let area = state.mmaps.find(request.offset, request.len).ok_or(refused)?;
         let owner = area.owner.filter(|id| state.viommu(*id).is_ok()).ok_or(refused)?;
+        fallible("a mapping").map_err(|error| error.errno())?;
         let fd = area.memory.fd().map_err(|_| Errno::NOMEM)?;
         let guard = Box::new(Hold::new(context));
         guard.take(&mut state, owner);

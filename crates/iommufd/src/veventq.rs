@@ -10,6 +10,7 @@ use uapi::iommufd::{
 };
 
 use crate::context::{Hold, Object, State};
+use crate::error::fallible;
 use crate::sync::{Mutex, MutexGuard};
 use crate::viommu::Events;
 use crate::{Context, Error, Id};
@@ -104,6 +105,7 @@ impl State {
         queue: Arc<EventQueue>,
     ) -> Result<Id, Error> {
         let events = self.viommu(viommu)?.events.clone();
+        fallible("an event queue")?;
         events.add(event_type, queue)?;
         self.objects.hold(viommu);
         self.reserve(Object::Veventq(VeventqObject { viommu, event_type, events }))

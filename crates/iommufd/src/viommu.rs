@@ -257,9 +257,10 @@ impl State {
         let (ioas, pages) = self.ioas_and_pages(ioas_id)?;
         let runs = ioas.lock(pages, iova, len)?;
         let added = match runs.as_slice() {
-            [run] => viommu
-                .add_hw_queue(request.index, request.iova, run.pa + offset, request.len)
-                .map_err(Error::from),
+            [run] => fallible("a hardware queue").and_then(|()| {
+                let (index, ipa, pa) = (request.index, request.iova, run.pa + offset);
+                Ok(viommu.add_hw_queue(index, ipa, pa, request.len)?)
+            }),
             _ => Err(host::Fault { va: iova }.into()),
         };
         if let Err(error) = added {
