@@ -146,9 +146,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             execute: request.execute && with_pasid,
             ..*request
         });
-        let awaited = self.in_flight.end(&marker);
-        self.in_flight.unregister(&marker);
-        if awaited {
+        if self.in_flight.unregister(&marker) {
             self.poll();
         }
         result

@@ -244,7 +244,9 @@ impl<M: Memory, F: Fence> Requester<M, F> {
 
 impl<M: Memory, F: Fence> Drop for Requester<M, F> {
     fn drop(&mut self) {
-        self.smmu.in_flight.unregister(&self.marker);
+        if self.smmu.in_flight.unregister(&self.marker) {
+            self.smmu.poll();
+        }
     }
 }
 
