@@ -27,10 +27,6 @@ impl Ram {
     pub(crate) fn word(&self, address: u64) -> Option<&AtomicU64> {
         self.words.get(address as usize / 8)
     }
-
-    pub(crate) fn set(&self, address: u64, value: u64) {
-        self.words[address as usize / 8].store(value, Ordering::Release);
-    }
 }
 
 impl Memory for Ram {
@@ -140,13 +136,13 @@ impl<M: Memory> Machine<M> {
         let at = |register: Register| u64::from(register.offset());
         smmu.write64(at(Register::StrtabBase), STRTAB);
         smmu.write32(at(Register::StrtabBaseCfg), 4);
-        smmu.write64(at(Register::CmdqBase), CMDQ | 10);
+        smmu.write64(at(Register::CmdqBase), CMDQ | 0xa);
         smmu.write32(at(Register::Cr0), 0b1001);
         assert_eq!(smmu.read32(at(Register::Cr0Ack)), 0b1001);
         Self { smmu, roots: [stage1, stage2], producer: 0 }
     }
 
-    /// Queues commands, rings the bell once and sees that all were consumed.
+    /// Queues commands, rings the bell once and waits until all were consumed.
     pub(crate) fn command(&mut self, commands: &[Command]) {
         let ring = smmuv3::wire::register::Ring::new(10);
         for command in commands {
@@ -157,7 +153,10 @@ impl<M: Memory> Machine<M> {
             self.producer = ring.next(self.producer);
         }
         self.smmu.write32(u64::from(Register::CmdqProd.offset()), self.producer);
-        assert_eq!(self.smmu.read32(u64::from(Register::CmdqCons.offset())), self.producer);
+        // A CMD_SYNC may wait for a transfer on another thread.
+        while self.smmu.read32(u64::from(Register::CmdqCons.offset())) != self.producer {
+            std::hint::spin_loop();
+        }
     }
 }
 

@@ -101,7 +101,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             (Eats::Full, _) => Err(Refused::Abort),
             (Eats::SplitStage, Some(stage2)) => {
                 let wanted = context.wanted(&transaction);
-                let before = Some(self.tlb.before(&context.space, &context.vm));
+                let before = Some(self.before(&context));
                 let mut walker = Walker {
                     memory: &self.memory,
                     tlb: &self.tlb,
@@ -146,9 +146,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             execute: request.execute && with_pasid,
             ..*request
         });
-        let awaited = self.in_flight.end(&marker);
-        self.in_flight.unregister(&marker);
-        if awaited {
+        if self.in_flight.unregister(&marker) {
             self.poll();
         }
         result
@@ -174,7 +172,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if context.eats == Eats::Disabled {
             return Err(self.bad_request(request, context.mev));
         }
-        let before = Some(self.tlb.before(&context.space, &context.vm));
+        let before = Some(self.before(&context));
         match self.fetch_cd(&mut context, request.substream_id, before, &mut ()) {
             Ok(()) => self.ats_translate(&context, request, &transaction),
             Err(fault) if fault.kind.can_stall() => Ok(self.nothing(request)),
@@ -191,7 +189,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let split = context.eats == Eats::SplitStage;
         let privileged = context.wanted(transaction).privileged;
         let try_access = |write: bool, instruction: bool| {
-            let before = Some(self.tlb.before(&context.space, &context.vm));
+            let before = Some(self.before(context));
             let mut walker = Walker {
                 memory: &self.memory,
                 tlb: &self.tlb,

@@ -123,19 +123,19 @@ fn stall_records_wait_for_room_in_the_queue() {
     m.w32(reg::EVENTQ_CONS, entries);
     let records = m.events();
     let tags: Vec<u64> = records.iter().map(|record| record.get(event::STAG)).collect();
-    assert_eq!(tags, [first.into(), second.into()]);
+    assert_eq!(tags, [u64::from(first), u64::from(second)]);
     // Nor while the queue is off, or stopped by an abort.
     m.set_cr0(reg::CMDQEN | reg::SMMUEN | reg::PRIQEN);
     let third = stalls(&mut m, 3, 0x7000);
     assert_eq!(m.events(), []);
     m.enable();
-    assert_eq!(m.event().get(event::STAG), third.into());
+    assert_eq!(m.event().get(event::STAG), u64::from(third));
     m.ram.fail_next_write();
     m.read(7, 0x1000).unwrap_err();
     let fourth = stalls(&mut m, 3, 0x8000);
     assert_eq!(m.events(), []);
     m.acknowledge();
-    assert_eq!(m.event().get(event::STAG), fourth.into());
+    assert_eq!(m.event().get(event::STAG), u64::from(fourth));
 }
 
 /// §4.7.3: no record of what was true before a `CMD_SYNC` is written after it; the transaction is tried again instead.

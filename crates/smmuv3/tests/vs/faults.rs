@@ -292,7 +292,7 @@ fn vs14_a_block_where_none_may_stand_is_a_translation_fault() {
                 } else {
                     let record = m.fault(&Transaction::read(3, 0x8000_0008));
                     assert_eq!(record.get(event::NUMBER), F_TRANSLATION, "{what}");
-                    assert_eq!(record.get(event::S2), s2.into());
+                    assert_eq!(record.get(event::S2), u64::from(s2));
                 }
                 m.put(&tables, 0x8000_0000, level, 0);
             }
