@@ -185,9 +185,6 @@ impl fmt::Display for Step {
                     Meaning::Reserved => {
                         f.write_str("reserved encoding, or a block where none may stand: invalid")
                     }
-                    Meaning::Table(next) if next.attributes == TableAttributes::NONE => {
-                        write!(f, "table at {:#x}", next.table)
-                    }
                     Meaning::Table(next) => {
                         write!(f, "table at {:#x}", next.table)?;
                         if next.attributes == TableAttributes::NONE {

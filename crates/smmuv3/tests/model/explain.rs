@@ -30,22 +30,23 @@ fn a_nested_translation_is_told_step_by_step() {
     m.ram.set(at, m.ram.get(at) | pte::AP_TABLE_READ_ONLY);
     let (result, explanation) = m.smmu.explain(&Transaction::read(3, 0x5678));
     assert_eq!(result.unwrap().address, OUT + 0x678);
-    // STE; CD behind three levels of stage 2; four levels of stage 1, each behind three; the page behind three.
+    // STE; the CD, four levels of stage 1, and the page, each behind three levels of stage 2.
     let kinds: String = explanation
         .steps
         .iter()
         .map(|step| match step {
             Step::Ste { .. } => 'S',
             Step::Cd { .. } => 'C',
+            Step::Stage2 { .. } => '>',
             Step::Descriptor { stage: 1, .. } => '1',
             Step::Descriptor { stage: 2, .. } => '2',
             Step::Combined { .. } => '=',
             _ => '?',
         })
         .collect();
-    assert_eq!(kinds, "S222C2221222122212221222=");
+    assert_eq!(kinds, "S>222C>2221>2221>2221>2221>222=");
     // Data, not only text.
-    let Step::Cd { address, physical, cd } = explanation.steps[4] else { panic!() };
+    let Step::Cd { address, physical, cd } = explanation.steps[5] else { panic!() };
     assert_eq!((address, physical, cd.asid()), (GUEST + nested.cd_at, nested.cd_at, 7));
     let leaf = m.entry(&nested.tables, 0x5000, 3);
     let page = m.entry(&second, GUEST + OUT, 3);
@@ -56,7 +57,7 @@ fn a_nested_translation_is_told_step_by_step() {
         format!("CD at IPA {:#x} = PA {:#x}", GUEST + nested.cd_at, nested.cd_at),
         "  ASID = 7".into(),
         "stage 1 level 0 at IPA".into(),
-        "{APTable[1]}".into(),
+        "which takes away APTable[1]".into(),
         format!("stage 1 level 3 at IPA {:#x} = PA {leaf:#x}", GUEST + leaf),
         format!("stage 2 level 3 at {page:#x}: {:#018x} maps 4 KiB to 0x300678", m.ram.get(page)),
         "output 0x300678 in a page of 4 KiB".into(),
