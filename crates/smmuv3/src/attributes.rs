@@ -83,10 +83,13 @@ impl Attributes {
         self.memory >> 4 == 0
     }
 
-    /// Device and non-cacheable memory is Outer Shareable whatever was said.
+    /// Device and non-cacheable memory is Outer Shareable whatever was said; the reserved
+    /// shareability is Non-shareable.
     fn consistent(mut self) -> Self {
         if self.is_device() || self.memory == NON_CACHEABLE {
             self.shareability = Shareability::Outer;
+        } else if self.shareability == Shareability::Reserved {
+            self.shareability = Shareability::NonShareable;
         }
         self
     }
