@@ -81,13 +81,12 @@ fn stage2_is_legal(options: &Options, page: u32, ds: bool, sl: (u64, u64), t0sz:
     let min = (if page == 16 || ds { 12 } else { 16 }).max(64 - oas);
     // The start level, where the encoding means one on this system.
     let level = match (page, if ds && page == 12 { sl2 } else { 0 }, sl0) {
-        (12, 0, 0b00) => 2,
         (12, 0, 0b01) => 1,
         (12, 0, 0b10) if oas >= 44 => 0,
         (12, 0, 0b11) if options.stt => 3,
         (12, 1, 0b00) => -1,
         (14 | 16, _, 0b00) => 3,
-        (14 | 16, _, 0b01) => 2,
+        (12, 0, 0b00) | (14 | 16, _, 0b01) => 2,
         (14, _, 0b10) if oas >= 42 => 1,
         (14, _, 0b11) if ds => 0,
         (16, _, 0b10) if oas >= 44 => 1,
