@@ -201,7 +201,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         front.sync = None;
         self.in_flight.forget_unless(front.enable.is_some());
-        self.retry_unreported(front);
+        front.retry_unreported();
         front.set(Register::CmdqCons, next.0.into());
         match cs {
             0b01 => {

@@ -543,7 +543,19 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 };
                 let canonical = context.canonical(transaction.address);
                 match found.and_then(|()| walker.translate(canonical, wanted)) {
-                    Ok(output) => return Ok(context.translation(transaction, &output, wanted)),
+                    Ok(output) => {
+                        let translation = context.translation(transaction, &output, wanted);
+                        if context.stage1.is_none() {
+                            // Stage 1 tells of both where it takes part.
+                            steps.step(|| Step::Combined {
+                                address: output.address,
+                                size_log2: output.size as u8,
+                                permissions: output.permissions,
+                                attributes: translation.attributes,
+                            });
+                        }
+                        return Ok(translation);
+                    }
                     Err(fault) => (fault, Some(context)),
                 }
             }
