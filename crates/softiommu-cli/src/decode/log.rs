@@ -94,4 +94,16 @@ mod tests {
         assert!(records("arm-smmu-v3 x: event 0x10 received:\narm-smmu-v3 x: 0xzz\n").is_empty());
         assert!(records("arm-smmu-v3 event 0x10 received:\n\t0x10\n").is_empty());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_log_is_too_broken(lines in proptest::collection::vec(
+            "(.{0,20}|\\[ 1\\.0\\] )(arm-smmu-v3 (a|b|): ?)?(event 0x10 received:?|skipping command|\t?0x[0-9a-f+]{0,18}|.{0,20})",
+            0..20,
+        )) {
+            for record in records(&lines.join("\n")) {
+                assert!(!record.text(true).is_empty() && record.json().is_object());
+            }
+        }
+    }
 }
