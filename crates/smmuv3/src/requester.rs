@@ -238,7 +238,7 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         if let Some(translation) = self.hit(transaction) {
             return Ok(translation);
         }
-        self.miss(transaction)
+        self.miss(*transaction)
     }
 }
 
@@ -326,15 +326,19 @@ impl<M: Memory, F: Fence> Requester<M, F> {
     fn hit(&mut self, transaction: &Transaction) -> Option<Translation> {
         let key = key(transaction);
         let slot = self.slot(key);
-        if self.hot[slot].key != key || transaction.translated {
-            return None;
-        }
-        if self.hot[slot].changes != self.smmu.tlb.changes()
-            && !self.refresh(slot, transaction.stream_id)
-        {
-            return None;
-        }
-        let hot = &self.hot[slot];
+        // A loop, so that what is read once is not read again.
+        let hot = loop {
+            let hot = &self.hot[slot];
+            if hot.key != key || transaction.translated {
+                return None;
+            }
+            if hot.changes == self.smmu.tlb.changes() {
+                break hot;
+            }
+            if !self.refresh(slot, transaction.stream_id) {
+                return None;
+            }
+        };
         let mut canonical = transaction.address;
         if hot.tbi {
             canonical = self.canonical(slot, canonical);
@@ -352,7 +356,7 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         let shareability = Shareability::from_bits(data.shareability().into());
         let mut attributes = Attributes { memory: data.memory(), shareability };
         if !hot.stage1 {
-            attributes = self.after_stage2(slot, transaction, attributes);
+            attributes = self.after_stage2(slot, *transaction, attributes);
         }
         Some(Translation {
             address: data.address() & !offset | canonical & offset,
@@ -387,15 +391,10 @@ impl<M: Memory, F: Fence> Requester<M, F> {
     }
 
     #[inline(never)]
-    fn after_stage2(
-        &self,
-        slot: usize,
-        transaction: &Transaction,
-        found: Attributes,
-    ) -> Attributes {
+    fn after_stage2(&self, slot: usize, transaction: Transaction, found: Attributes) -> Attributes {
         self.contexts[slot]
             .as_ref()
-            .map_or(found, |context| context.after_stage2(transaction, found))
+            .map_or(found, |context| context.after_stage2(&transaction, found))
     }
 
     #[inline]
@@ -405,7 +404,8 @@ impl<M: Memory, F: Fence> Requester<M, F> {
 
     #[cold]
     #[inline(never)]
-    fn miss(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
+    fn miss(&mut self, transaction: Transaction) -> Result<Translation, Refused> {
+        let transaction = &transaction;
         let key = key(transaction);
         let slot = self.slot(key);
         let Self { smmu, hot, contexts, .. } = self;
