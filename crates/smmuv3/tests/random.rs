@@ -1,0 +1,3 @@
+//! The model against a deliberately naive one, on random configurations, tables and transactions.
+
+mod naive;
