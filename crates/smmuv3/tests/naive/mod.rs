@@ -102,6 +102,9 @@ pub(crate) struct Answer {
     pub tags: Tags,
     /// Parts of the output attributes are CONSTRAINED UNPREDICTABLE.
     pub vague: bool,
+    /// Tables that are such that anything may happen: contiguous groups whose members differ, reserved bits
+    /// with more than one permitted meaning.
+    pub unpredictable: bool,
 }
 
 /// Why a translation does not go on.
@@ -126,6 +129,7 @@ pub(crate) struct Naive<'a, M> {
     pub optional: Cell<bool>,
     pub tags: Cell<Tags>,
     pub vague: Cell<bool>,
+    pub unpredictable: Cell<bool>,
     /// How many updates there were before stage 1's own.
     pub mark: Cell<usize>,
 }
@@ -148,6 +152,7 @@ pub(crate) fn answer<M: Words>(
         optional: Cell::new(false),
         tags: Cell::default(),
         vague: Cell::new(false),
+        unpredictable: Cell::new(false),
         mark: Cell::new(0),
     };
     let (end, record) = loop {
@@ -164,6 +169,7 @@ pub(crate) fn answer<M: Words>(
         may: naive.may.into_inner(),
         tags: naive.tags.get(),
         vague: naive.vague.get(),
+        unpredictable: naive.unpredictable.get(),
     }
 }
 

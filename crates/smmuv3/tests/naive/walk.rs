@@ -151,11 +151,46 @@ impl<M: Words> Naive<'_, M> {
                     if output >> shape.oasize != 0 {
                         return Err(fault(Fault::AddrSize));
                     }
+                    if bit(descriptor, 52) && !self.group_agrees(shape, level, address, descriptor)
+                    {
+                        self.unpredictable.set(true);
+                    }
                     let output = output | bits(input, lsb as u32 - 1, 0);
                     return Ok(Leaf { descriptor, address, input: at, output, hierarchy });
                 }
             }
         }
+    }
+
+    /// Whether the contiguous bit of a leaf tells the truth: DDI 0487 leaves open what happens
+    /// if not. Access flag and dirty state may differ.
+    fn group_agrees(&self, shape: &Shape, level: i64, address: u64, descriptor: u64) -> bool {
+        let entries = match (shape.granule, level) {
+            (12, 1..=3) => 16,
+            (14, 2) => 32,
+            (14, 3) => 128,
+            (16, 2 | 3) => 32,
+            // No group at this level: the bit is ignored.
+            _ => return true,
+        };
+        if shape.lsb(level) + u64::ilog2(entries) as u64 > shape.iasize {
+            return true;
+        }
+        let pamax = self.features.oas;
+        let size = 1 << shape.lsb(level);
+        let output = |descriptor| shape.output(descriptor, shape.lsb(level), pamax);
+        let mut compared = !((1 << 50) - (1 << 12)) & !(1 << 51 | 1 << 10 | 1 << 7);
+        if shape.ds {
+            compared &= !(3 << 8);
+        }
+        let index = address / 8 % entries;
+        let first = output(descriptor).wrapping_sub(index * size);
+        first % (entries * size) == 0
+            && (0..entries).all(|n| {
+                self.load(address - index * 8 + n * 8).is_some_and(|other| {
+                    (other ^ descriptor) & compared == 0 && output(other) == first + n * size
+                })
+            })
     }
 
     /// The PA of a stage 1 descriptor: through stage 2, if there is one.
