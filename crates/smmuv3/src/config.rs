@@ -457,6 +457,8 @@ pub(crate) struct Overrides {
     privileged: Option<bool>,
     instruction: Option<bool>,
     mem_attr: Option<u8>,
+    /// Read-allocate, write-allocate, transient.
+    allocation: Option<u8>,
     shareability: Option<Shareability>,
 }
 
@@ -466,6 +468,7 @@ impl Overrides {
         priv_cfg: u8,
         inst_cfg: u8,
         mem_attr: Option<u8>,
+        alloc_cfg: u8,
         sh_cfg: u8,
     ) -> Self {
         let choose = |field| match field {
@@ -478,18 +481,19 @@ impl Overrides {
             privileged: choose(priv_cfg).filter(|_| permissions),
             instruction: choose(inst_cfg).filter(|_| permissions),
             mem_attr: mem_attr.filter(|_| types),
+            allocation: (types && alloc_cfg & 0b1000 != 0).then_some(alloc_cfg & 0b111),
             shareability: (types && sh_cfg != 0b01).then(|| Shareability::from_bits(sh_cfg.into())),
         }
     }
 
     fn of_ste(ste: &Ste, options: &Options) -> Self {
         let mem_attr = ste.mt_cfg().then(|| ste.mem_attr());
-        Self::new(options, ste.priv_cfg(), ste.inst_cfg(), mem_attr, ste.sh_cfg())
+        Self::new(options, ste.priv_cfg(), ste.inst_cfg(), mem_attr, ste.alloc_cfg(), ste.sh_cfg())
     }
 
     pub(crate) fn of_gbpa(gbpa: Gbpa, options: &Options) -> Self {
         let mem_attr = gbpa.mt_cfg().then(|| gbpa.mem_attr());
-        Self::new(options, gbpa.priv_cfg(), gbpa.inst_cfg(), mem_attr, gbpa.sh_cfg())
+        Self::new(options, gbpa.priv_cfg(), gbpa.inst_cfg(), mem_attr, gbpa.alloc_cfg(), gbpa.sh_cfg())
     }
 
     #[inline]
@@ -505,9 +509,19 @@ impl Overrides {
 
     pub(crate) fn attributes(self, incoming: Attributes) -> Attributes {
         let shareability = self.shareability.unwrap_or(incoming.shareability);
-        match self.mem_attr {
-            Some(mem_attr) => Attributes::from_mem_attr(mem_attr, shareability),
-            None => Attributes::from_mair(incoming.memory, shareability),
+        let mut attributes = Attributes::from_mair(incoming.memory, shareability);
+        if let Some(mem_attr) = self.mem_attr {
+            attributes = Attributes { shareability, ..attributes }.with_mem_attr(mem_attr);
         }
+        match self.allocation {
+            Some(hints) => attributes.with_allocation(hints),
+            None => attributes,
+        }
+    }
+
+    /// Whether any attribute is replaced that the memory system sees.
+    #[inline]
+    pub(crate) fn types(self) -> bool {
+        self.mem_attr.is_some() || self.allocation.is_some()
     }
 }

@@ -483,7 +483,10 @@ impl Context {
     ) -> Translation {
         let found = Attributes { memory: output.memory, shareability: output.shareability };
         let attributes = match (&self.stage1, &self.stage2) {
-            (Some(_), _) => found,
+            (Some(_), _) if self.overrides.types() => {
+                found.hinted(self.overrides.attributes(transaction.attributes))
+            }
+            (Some(_), _) => found.hinted(transaction.attributes),
             (None, Some(stage2)) => self
                 .overrides
                 .attributes(transaction.attributes)

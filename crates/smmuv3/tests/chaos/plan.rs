@@ -81,6 +81,7 @@ impl Plan {
         let split = if d.chance(850) { d.pick(&[6, 8, 10]) } else { d.bits(5) };
         let part = if two_level { LEVEL1 } else { STES };
         let low = if d.chance(500) { d.bits(15) & !0x3f } else { 0 };
+        let high = if f.minor == 0 { 1 << 43 } else { 1 << 49 };
         let fmt = if d.chance(950) { u64::from(two_level) } else { d.bits(2) };
         Self {
             seed,
@@ -100,7 +101,7 @@ impl Plan {
             contiguous,
             globals: d.chance(300),
             restricted: d.chance(400),
-            alias: d.pick(&[0, 0, 1 << 33, 1 << 37, 1 << 41, 1 << 45, 1 << 47, 1 << 49, 1 << 51]),
+            alias: d.pick(&[0, 0, 1 << 33, 1 << 37, 1 << 41, 1 << 45, 1 << 47, high, high << 2]),
             holes,
             rom,
             strtab_base: (POOL + part * PART + low) | d.bits(1) << 62,
@@ -150,7 +151,9 @@ impl Plan {
     fn table_pointer(&self, d: &mut Dice) -> u64 {
         let part = if d.chance(950) { d.within(TABLES, 31) } else { d.below(32) };
         let offset = if d.chance(300) { d.bits(16) & !0xf } else { 0 };
-        let far = if d.chance(self.broken / 8) { 1 << d.within(30, 51) } else { 0 };
+        // In SMMUv3.0 bits [51:48] are RES0.
+        let top = if self.features.minor == 0 { 47 } else { 51 };
+        let far = if d.chance(self.broken / 8) { 1 << d.within(30, top) } else { 0 };
         POOL + part * PART + offset | self.aliased(d, 60) | far
     }
 
@@ -369,7 +372,8 @@ impl Plan {
                 + d.below(2) as usize;
             c.set(at, 1, c.get(at, 1) ^ 1);
             if d.chance(300) {
-                let at = d.pick(&[30, 35, 39, 40, 42, 45, 47, 50, 51]);
+                let top = if f.minor == 0 { 47 } else { 51 };
+                let at = d.pick(&[30, 35, 39, 40, 42, 45, 47, top]);
                 let which = d.pick(&[64, 128]);
                 c.set(which + at, 1, 1);
             }
@@ -448,6 +452,9 @@ impl Plan {
     }
 
     pub(crate) fn substream(&self, d: &mut Dice) -> Option<u32> {
+        if self.features.ssidsize == 0 && !d.chance(50) {
+            return None;
+        }
         match d.below(20) {
             0..8 => None,
             8 | 9 => Some(0),

@@ -117,6 +117,14 @@ impl Attributes {
         self
     }
 
+    /// Cacheable at both levels.
+    pub(crate) fn fully_cacheable(self) -> bool {
+        match self.memory {
+            Memory::Device(_) => false,
+            Memory::Normal(levels) => levels.iter().all(|(cache, _)| *cache != Cache::Nc),
+        }
+    }
+
     /// `replace_attrs()` with an STE's or GBPA's fields.
     pub(crate) fn replaced(mut self, by: &Overrides) -> Self {
         if !by.supported {

@@ -50,6 +50,13 @@ impl Record {
         record
     }
 
+    /// A record without SSV and SubstreamID.
+    fn without_substream(mut self) -> Self {
+        self.words[0] &= !0xffff_f800;
+        self.known[0] = u64::MAX;
+        self
+    }
+
     fn with_transaction(mut self, who: &Who) -> Self {
         self.words[1] |= u64::from(who.privileged) << 33
             | u64::from(who.instruction) << 34
@@ -71,7 +78,7 @@ impl Record {
     }
 
     pub(crate) fn stream_disabled(who: &Who) -> Self {
-        Self::named(0x06, who)
+        Self::named(0x06, who).without_substream()
     }
 
     /// The SubstreamID is always valid, there is no SSV.

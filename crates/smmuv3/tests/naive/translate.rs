@@ -145,6 +145,10 @@ impl<M: Words> Naive<'_, M> {
             if ste.s2_fwb && (bit(second.descriptor, 5) || bits(second.descriptor, 4, 2) == 0b100) {
                 self.vague.set(true);
             }
+            // Nobody says whose hints memory has that stage 2 alone makes cacheable.
+            if ste.s2_fwb && bits(second.descriptor, 4, 2) == 0b110 && !attributes.fully_cacheable() {
+                self.vague.set(true);
+            }
             address = second.pa;
             attributes = attributes.through_stage2(ste, second.descriptor);
         }
