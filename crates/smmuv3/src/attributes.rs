@@ -66,14 +66,22 @@ impl Attributes {
         }
         let lasting = if hints & 1 == 0 || hints >> 1 & 3 == 0 { 0x8 } else { 0 };
         let new = lasting | hints >> 1 & 3;
-        Self { memory: both(self.memory, |half| if half == NC { NC } else { half & 0x4 | new }), ..self }
+        Self {
+            memory: both(self.memory, |half| if half == NC { NC } else { half & 0x4 | new }),
+            ..self
+        }
+    }
+
+    /// Whether the allocation hints can differ from those that change nothing.
+    #[inline]
+    pub(crate) fn has_hints(self) -> bool {
+        self.memory != WRITE_BACK
     }
 
     /// The result of stage 1 with the allocation hints of what came in, where both are cacheable: the weaker hint
     /// wins (§13.4.2).
-    #[inline]
     pub(crate) fn hinted(self, incoming: Self) -> Self {
-        if incoming.memory == WRITE_BACK || incoming.is_device() || self.is_device() {
+        if !incoming.has_hints() || incoming.is_device() || self.is_device() {
             return self;
         }
         let half = |own: u8, incoming: u8| {

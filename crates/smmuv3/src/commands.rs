@@ -113,9 +113,9 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         match command {
             Command::CfgiSte { sid, .. }
             | Command::CfgiCd { sid, .. }
-            | Command::CfgiCdAll { sid, .. } => self.configurations.retire(sid),
+            | Command::CfgiCdAll { sid, .. } => self.tlb.invalidate_streams(sid, 0),
             Command::CfgiSteRange { sid, range, .. } => {
-                self.configurations.retire_range(sid, u32::from(range) + 1);
+                self.tlb.invalidate_streams(sid, u32::from(range) + 1);
             }
             Command::TlbiNhAll { vmid: id } => {
                 self.tlb.invalidate_vmid(StreamWorld::El1, vmid(id), false);

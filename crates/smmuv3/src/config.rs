@@ -27,12 +27,18 @@ pub(crate) struct Context {
     pub(crate) vm: Space,
     /// Effective `EATS`.
     pub(crate) eats: Eats,
-    /// What becomes of the attributes that transactions come with.
+    /// What becomes of the attributes that transactions come with, and of events.
+    pub(crate) stream: Stream,
+    /// The SubstreamID that selected the CD.
+    pub(crate) substream_id: u32,
+}
+
+/// What an STE says about the records of its stream, whatever becomes of its CD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stream {
     pub(crate) overrides: Overrides,
     /// Events may be merged.
     pub(crate) mev: bool,
-    /// The SubstreamID that selected the CD.
-    pub(crate) substream_id: u32,
 }
 
 /// What a stream may do with ATS: the effective value of `STE.EATS`.
@@ -190,8 +196,7 @@ impl Rules<'_> {
             space: Space::new(StreamWorld::El1, 0, 0, false, false),
             vm: Space::stage2(0),
             eats: Eats::Disabled,
-            overrides: Overrides::of_ste(&ste, options),
-            mev: ste.mev(),
+            stream: Stream { overrides: Overrides::of_ste(&ste, options), mev: ste.mev() },
             substream_id: 0,
         };
         if context.abort {
@@ -493,7 +498,14 @@ impl Overrides {
 
     pub(crate) fn of_gbpa(gbpa: Gbpa, options: &Options) -> Self {
         let mem_attr = gbpa.mt_cfg().then(|| gbpa.mem_attr());
-        Self::new(options, gbpa.priv_cfg(), gbpa.inst_cfg(), mem_attr, gbpa.alloc_cfg(), gbpa.sh_cfg())
+        Self::new(
+            options,
+            gbpa.priv_cfg(),
+            gbpa.inst_cfg(),
+            mem_attr,
+            gbpa.alloc_cfg(),
+            gbpa.sh_cfg(),
+        )
     }
 
     #[inline]
@@ -519,7 +531,7 @@ impl Overrides {
         }
     }
 
-    /// Whether any attribute is replaced that the memory system sees.
+    /// Whether memory types or hints are replaced.
     #[inline]
     pub(crate) fn types(self) -> bool {
         self.mem_attr.is_some() || self.allocation.is_some()

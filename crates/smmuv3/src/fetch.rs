@@ -84,6 +84,17 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if context.abort {
             return Ok(context);
         }
+        let stream = context.stream;
+        self.fetch_cd(context, substream_id, before, recorder).map_err(|fault| fault.of(stream))
+    }
+
+    fn fetch_cd<R: Recorder>(
+        &self,
+        context: Context,
+        substream_id: Option<u32>,
+        before: impl Fn(&Context) -> Option<Before>,
+        recorder: &mut R,
+    ) -> Result<Context, Fault> {
         let index = match self.rules().select_cd(&context.ste, substream_id) {
             Ok(CdIndex::Skip) => return Ok(context),
             Ok(CdIndex::Index(index)) => index,

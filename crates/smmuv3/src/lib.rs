@@ -1,5 +1,7 @@
 //! A register-accurate model of the Arm SMMUv3 (Arm IHI 0070).
 #![forbid(unsafe_code)]
+// The hit path is one function in the end.
+#![allow(clippy::inline_always)]
 
 mod ats;
 mod attributes;
@@ -9,6 +11,7 @@ mod config;
 mod explain;
 mod fault;
 mod fetch;
+pub mod firmware;
 mod front;
 mod options;
 mod platform;
@@ -16,8 +19,11 @@ mod queues;
 mod registers;
 mod requester;
 mod smmu;
+mod state;
 mod sync;
 mod translate;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 pub mod wire;
 
 pub use ats::{AtsError, AtsRequest, AtsTranslation};
@@ -34,4 +40,7 @@ pub use platform::{
 pub use registers::REGISTER_FILE_SIZE;
 pub use requester::{Refused, Requester, Transaction, Transfer, Translation};
 pub use smmu::Smmu;
+pub use state::{RestoreError, StalledState, State};
+#[cfg(all(feature = "membarrier", target_os = "linux"))]
+pub use sync::Membarrier;
 pub use sync::{Fence, SeqCst};

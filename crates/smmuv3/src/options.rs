@@ -420,7 +420,22 @@ impl Options {
                 "xnx",
                 "needs stage 2 and SMMUv3.1 (IDR3.XNX)",
             ),
-            (!self.had || self.version >= Version::V3_1, "had", "needs SMMUv3.1 (IDR3.HAD)"),
+            (
+                self.fwb || self.version < Version::V3_2 || !self.stage2,
+                "fwb",
+                "mandatory from SMMUv3.2 on with stage 2 (IDR3.FWB)",
+            ),
+            (
+                self.xnx || self.version < Version::V3_1 || !self.stage2,
+                "xnx",
+                "mandatory from SMMUv3.1 on with stage 2 (IDR3.XNX)",
+            ),
+            (!self.had || self.stage1, "had", "needs stage 1 (IDR3.HAD)"),
+            (
+                self.had || self.version < Version::V3_1 || !self.stage1,
+                "had",
+                "mandatory from SMMUv3.1 on with stage 1 (IDR3.HAD)",
+            ),
             (!self.stt || self.version >= Version::V3_1, "stt", "needs SMMUv3.1 (IDR3.STT)"),
             (
                 self.stall_model == StallModel::TerminateOnly || self.stall_max > 0,

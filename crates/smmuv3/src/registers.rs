@@ -46,6 +46,16 @@ fn writable(register: Register, o: &Options) -> u64 {
     }
 }
 
+/// Bits that a register may hold, whoever set them.
+pub(crate) fn stored(register: Register, options: &Options) -> u64 {
+    match register {
+        Register::Cr0Ack => writable(Register::Cr0, options),
+        Register::IrqCtrlAck => writable(Register::IrqCtrl, options),
+        Register::Gerror => writable(Register::Gerrorn, options),
+        _ => writable(register, options),
+    }
+}
+
 impl<M: Memory, F: Fence> Smmu<M, F> {
     /// A read by software of `data.len()` bytes at `offset` from the start of page 0. Aligned accesses of 4 and 8
     /// bytes reach registers; anything else reads as zero.
@@ -130,7 +140,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 if Gbpa(raw as u32).update() {
                     front.set(register, new);
                     self.live.set(front);
-                    self.configurations.retire_all();
+                    self.tlb.invalidate_all_streams();
                 }
             }
             Register::Cr0 => self.write_cr0(front, Cr0(old as u32), Cr0(new as u32)),
@@ -170,7 +180,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let mut now = new.with_smmuen(ack.smmuen());
         if old.smmuen() != new.smmuen() || old.atschk() != new.atschk() {
             self.live.set(front);
-            self.configurations.retire_all();
+            self.tlb.invalidate_all_streams();
         }
         if old.smmuen() != new.smmuen() {
             if !new.smmuen() {

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use pagetable::Permissions;
 
 use crate::attributes::Attributes;
+use crate::cache::generation::Space;
 use crate::cache::in_flight::Marker;
-use crate::config::Context;
+use crate::cache::tlb::{Tags, Tlb};
+use crate::config::{Context, Overrides, Stream};
 use crate::explain::{Explanation, Recorder, Step};
 use crate::fault::{Fault, Origin};
 use crate::platform::{Abort, Memory};
 use crate::smmu::Smmu;
 use crate::sync::{Fence, SeqCst};
 use crate::translate::{Output, Walker, Wanted, representable};
-use crate::wire::{Event, EventKind};
+use crate::wire::Event;
 use pagetable::Shareability;
 
 /// A transaction as a device issues it.
@@ -109,26 +111,100 @@ impl From<Abort> for Refused {
 pub struct Requester<M: Memory, F: Fence = SeqCst> {
     smmu: Arc<Smmu<M, F>>,
     marker: Arc<Marker>,
-    contexts: Box<[Option<Remembered>]>,
+    hot: Box<[Hot]>,
+    contexts: Box<[Option<Context>]>,
 }
 
-struct Remembered {
+/// What a hit needs of a [`Context`], on one or two cache lines.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Hot {
     /// StreamID and SubstreamID.
     key: u64,
+    /// What [`Tlb::changes`] was when this was last known to be current.
+    changes: u64,
+    tags: Tags,
+    space: Space,
     stamp: u64,
-    context: Context,
+    /// For each kind of access, [`kind`] as the index, a byte of permissions wanted and of
+    /// attributes after the STE's overrides.
+    wanted: [u8; 8],
+    /// A byte is ignored in the lower, in the upper half.
+    tbi: bool,
+    /// The TLB holds the final attributes, but for the hints that a transaction may come with.
+    settled: bool,
 }
 
+const PRIVILEGED: u8 = 1 << 6;
+const INSTRUCTION: u8 = 1 << 7;
+
+#[inline]
+fn kind(transaction: &Transaction) -> usize {
+    usize::from(transaction.write)
+        | usize::from(transaction.privileged) << 1
+        | usize::from(transaction.instruction) << 2
+}
+
+impl Hot {
+    /// Matches no transaction: no key has bit 63 set.
+    fn empty() -> Self {
+        let space = Space::stage2(0);
+        let tags = Tags::default();
+        Self {
+            key: 1 << 63,
+            changes: 0,
+            tags,
+            space,
+            stamp: 0,
+            wanted: [0; 8],
+            tbi: false,
+            settled: false,
+        }
+    }
+
+    /// `changes` and `stamp` are from before the configuration was read.
+    fn new(key: u64, changes: u64, stamp: u64, context: &Context, tlb: &Tlb) -> Self {
+        let wanted = std::array::from_fn(|kind| {
+            let transaction = Transaction {
+                write: kind & 1 != 0,
+                privileged: kind & 2 != 0,
+                instruction: kind & 4 != 0,
+                ..Transaction::read(0, 0)
+            };
+            let wanted = context.wanted(&transaction);
+            wanted.permissions().bits()
+                | if wanted.privileged { PRIVILEGED } else { 0 }
+                | if wanted.instruction { INSTRUCTION } else { 0 }
+        });
+        let tbi = context.stage1.as_ref().is_some_and(|stage1| stage1.tbi.contains(&true));
+        let tags = tlb.tags(&context.space);
+        Self {
+            key,
+            changes,
+            tags,
+            space: context.space,
+            stamp,
+            wanted,
+            tbi,
+            settled: context.stage1.is_some() && !context.stream.overrides.types(),
+        }
+    }
+}
+
+/// A SubstreamID of more than 20 bits is out of range whatever its upper bits are.
+#[inline]
 fn key(transaction: &Transaction) -> u64 {
-    let substream = transaction.substream_id.map_or(0, |ssid| u64::from(ssid & 0xf_ffff) << 1 | 1);
+    let substream =
+        transaction.substream_id.map_or(0, |ssid| u64::from(ssid.min(1 << 20)) << 1 | 1);
     u64::from(transaction.stream_id) | substream << 32
 }
 
 impl<M: Memory, F: Fence> Requester<M, F> {
     pub(crate) fn new(smmu: Arc<Smmu<M, F>>) -> Self {
         let marker = smmu.in_flight.register();
-        let contexts = (0..1 << smmu.options.contexts_log2).map(|_| None).collect();
-        Self { smmu, marker, contexts }
+        let count = 1 << smmu.options.contexts_log2;
+        let contexts = (0..count).map(|_| None).collect();
+        Self { smmu, marker, hot: vec![Hot::empty(); count].into(), contexts }
     }
 
     /// The SMMU.
@@ -140,8 +216,29 @@ impl<M: Memory, F: Fence> Requester<M, F> {
     /// would revoke what was translated through it: finish the accesses first, then drop it.
     #[inline]
     pub fn begin(&mut self) -> Transfer<'_, M, F> {
-        self.smmu.in_flight.begin(&self.marker);
+        self.enter();
         Transfer { requester: self }
+    }
+
+    #[inline]
+    pub(crate) fn enter(&self) {
+        self.smmu.in_flight.begin(&self.marker);
+    }
+
+    #[inline]
+    pub(crate) fn end(&self) {
+        if self.smmu.in_flight.end(&self.marker) {
+            self.smmu.poll();
+        }
+    }
+
+    /// Between [`enter`](Self::enter) and [`end`](Self::end).
+    #[inline(always)]
+    pub(crate) fn translate(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
+        if let Some(translation) = self.hit(transaction) {
+            return Ok(translation);
+        }
+        self.miss(transaction)
     }
 }
 
@@ -159,47 +256,15 @@ pub struct Transfer<'a, M: Memory, F: Fence = SeqCst> {
 impl<M: Memory, F: Fence> Drop for Transfer<'_, M, F> {
     #[inline]
     fn drop(&mut self) {
-        if self.requester.smmu.in_flight.end(&self.requester.marker) {
-            self.requester.smmu.poll();
-        }
+        self.requester.end();
     }
 }
 
 impl<M: Memory, F: Fence> Transfer<'_, M, F> {
     /// Translates one transaction. The answer holds as long as this transfer lives.
-    #[inline]
+    #[inline(always)]
     pub fn translate(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
-        if let Some(translation) = self.hit(transaction) {
-            return Ok(translation);
-        }
-        self.miss(transaction)
-    }
-
-    #[inline]
-    fn hit(&self, transaction: &Transaction) -> Option<Translation> {
-        let smmu = &*self.requester.smmu;
-        let remembered = self.requester.remembered(transaction)?;
-        let context = &remembered.context;
-        let canonical = context.canonical(transaction.address);
-        if transaction.translated || !representable(canonical) {
-            return None;
-        }
-        let wanted = context.wanted(transaction);
-        let (data, size) = smmu.tlb.lookup(&context.space, canonical)?;
-        if !Permissions::from_bits(data.permissions()).contains(wanted.permissions()) {
-            // Whatever the reason, a walk finds out: hardware updates, or who is to report what.
-            return None;
-        }
-        let offset = (1 << size) - 1;
-        let output = Output {
-            address: data.address() & !offset | canonical & offset,
-            ipa: canonical,
-            size,
-            permissions: Permissions::from_bits(data.permissions()),
-            memory: data.memory(),
-            shareability: Shareability::from_bits(data.shareability().into()),
-        };
-        Some(context.translation(transaction, &output, wanted))
+        self.requester.translate(transaction)
     }
 
     /// Reads through the SMMU from the device's address space. Bytes before the first failing page
@@ -243,7 +308,7 @@ impl<M: Memory, F: Fence> Transfer<'_, M, F> {
         let mut length = first.length.min((len - done) as u64);
         while ((done as u64 + length) as usize) < len {
             // Only what continues the run is worth a look; a refusal is met when it is due.
-            match self.hit(&next(done + length as usize)) {
+            match self.requester.hit(&next(done + length as usize)) {
                 Some(more) if more.address == first.address.wrapping_add(length) => {
                     length += more.length.min((len - done) as u64 - length);
                 }
@@ -252,51 +317,100 @@ impl<M: Memory, F: Fence> Transfer<'_, M, F> {
         }
         Ok((first.address, length as usize))
     }
+}
+
+impl<M: Memory, F: Fence> Requester<M, F> {
+    #[inline(always)]
+    fn hit(&mut self, transaction: &Transaction) -> Option<Translation> {
+        let key = key(transaction);
+        let slot = self.slot(key);
+        if self.hot[slot].key != key || transaction.translated {
+            return None;
+        }
+        if self.hot[slot].changes != self.smmu.tlb.changes()
+            && !self.refresh(slot, transaction.stream_id)
+        {
+            return None;
+        }
+        let hot = &self.hot[slot];
+        let mut canonical = transaction.address;
+        if hot.tbi {
+            canonical = self.canonical(slot, canonical);
+        }
+        if !representable(canonical) {
+            return None;
+        }
+        let (data, size) = self.smmu.tlb.lookup(&hot.space, &hot.tags, canonical)?;
+        let wanted = hot.wanted[kind(transaction)];
+        if wanted & !data.permissions() & Permissions::ALL.bits() != 0 {
+            // Whatever the reason, a walk finds out: hardware updates, or who is to report what.
+            return None;
+        }
+        let offset = (1u64 << size) - 1;
+        let shareability = Shareability::from_bits(data.shareability().into());
+        let mut attributes = Attributes { memory: data.memory(), shareability };
+        if !hot.settled || transaction.attributes.has_hints() {
+            attributes = self.attributes(slot, transaction, attributes);
+        }
+        Some(Translation {
+            address: data.address() & !offset | canonical & offset,
+            length: offset + 1 - (canonical & offset),
+            attributes,
+            privileged: wanted & PRIVILEGED != 0,
+            instruction: wanted & INSTRUCTION != 0,
+        })
+    }
+
+    /// Something was invalidated: is the configuration still current? If so, looks up what its
+    /// translations must carry now.
+    #[cold]
+    #[inline(never)]
+    fn refresh(&mut self, slot: usize, stream_id: u32) -> bool {
+        let tlb = &self.smmu.tlb;
+        let changes = tlb.changes();
+        let hot = &mut self.hot[slot];
+        if hot.stamp != tlb.stream(stream_id) {
+            return false;
+        }
+        hot.tags = tlb.tags(&hot.space);
+        hot.changes = changes;
+        true
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn canonical(&self, slot: usize, address: u64) -> u64 {
+        self.contexts[slot].as_ref().map_or(address, |context| context.canonical(address))
+    }
+
+    #[inline(never)]
+    fn attributes(&self, slot: usize, transaction: &Transaction, found: Attributes) -> Attributes {
+        self.contexts[slot].as_ref().map_or(found, |context| context.attributes(transaction, found))
+    }
+
+    #[inline]
+    fn slot(&self, key: u64) -> usize {
+        (key ^ key >> 20) as usize & (self.hot.len() - 1)
+    }
 
     #[cold]
     #[inline(never)]
     fn miss(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
-        let smmu = self.requester.smmu.clone();
-        self.requester.translate_slow(&smmu, transaction)
-    }
-}
-
-impl<M: Memory, F: Fence> Requester<M, F> {
-    #[inline]
-    fn slot(&self, key: u64) -> usize {
-        (key ^ key >> 20) as usize & (self.contexts.len() - 1)
-    }
-
-    #[inline]
-    fn remembered(&self, transaction: &Transaction) -> Option<&Remembered> {
         let key = key(transaction);
-        let remembered = self.contexts[self.slot(key)].as_ref()?;
-        (remembered.key == key
-            && remembered.stamp == self.smmu.configurations.stamp(transaction.stream_id))
-        .then_some(remembered)
-    }
-
-    fn translate_slow(
-        &mut self,
-        smmu: &Smmu<M, F>,
-        transaction: &Transaction,
-    ) -> Result<Translation, Refused> {
-        if transaction.translated {
-            return smmu.translated(transaction);
-        }
-        if !smmu.live.cr0().smmuen() {
-            return smmu.disabled(transaction);
-        }
-        if transaction.substream_id.is_some_and(|ssid| ssid > 0xf_ffff) {
-            let fault = Fault {
-                substream_id: transaction.substream_id,
-                ..Fault::configuration(EventKind::BadSubstreamId)
-            };
-            return Err(smmu.refuse(&fault, transaction, None, true));
-        }
-        if self.remembered(transaction).is_none() {
-            // Before anything is read: what is read later may be newer, never older.
-            let stamp = smmu.configurations.stamp(transaction.stream_id);
+        let slot = self.slot(key);
+        let Self { smmu, hot, contexts, .. } = self;
+        let smmu = &**smmu;
+        // Before anything is read: what is read later may be newer, never older.
+        let changes = smmu.tlb.changes();
+        let stamp = smmu.tlb.stream(transaction.stream_id);
+        let known = hot[slot].key == key && hot[slot].stamp == stamp && !transaction.translated;
+        if !known {
+            if transaction.translated {
+                return smmu.translated(transaction);
+            }
+            if !smmu.live.cr0().smmuen() {
+                return smmu.disabled(transaction);
+            }
             let before = |context: &Context| Some(smmu.tlb.before(&context.space, &context.vm));
             match smmu.fetch_context(
                 transaction.stream_id,
@@ -305,16 +419,14 @@ impl<M: Memory, F: Fence> Requester<M, F> {
                 &mut (),
             ) {
                 Ok(context) => {
-                    let key = key(transaction);
-                    let slot = self.slot(key);
-                    self.contexts[slot] = Some(Remembered { key, stamp, context });
+                    hot[slot] = Hot::new(key, changes, stamp, &context, &smmu.tlb);
+                    contexts[slot] = Some(context);
                 }
                 Err(fault) => return Err(smmu.refuse(&fault, transaction, None, true)),
             }
         }
-        let slot = self.slot(key(transaction));
-        match &self.contexts[slot] {
-            Some(Remembered { context, .. }) => smmu.walk(context, transaction),
+        match &contexts[slot] {
+            Some(context) => smmu.walk(context, transaction),
             None => Err(Refused::Abort),
         }
     }
@@ -349,7 +461,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if gbpa.abort() || transaction.address >> self.options.oas != 0 {
             return Err(Refused::Abort);
         }
-        let overrides = crate::config::Overrides::of_gbpa(gbpa, &self.options);
+        let overrides = Overrides::of_gbpa(gbpa, &self.options);
         Ok(Translation {
             address: transaction.address,
             length: (1 << self.options.oas) - transaction.address,
@@ -367,8 +479,9 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         context: Option<&Context>,
         may_stall: bool,
     ) -> Refused {
-        let event = fault.event(&origin(transaction, context));
-        let mergeable = context.is_none_or(|context| context.mev);
+        let stream = context.map(|context| context.stream).or(fault.stream);
+        let event = fault.event(&origin(transaction, stream));
+        let mergeable = stream.is_none_or(|stream| stream.mev);
         let mut refused = if fault.controls.abort { Refused::Abort } else { Refused::RazWi };
         {
             let mut front = self.front.lock();
@@ -426,7 +539,8 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 }
             }
         };
-        let event = fault.event(&origin(transaction, context.as_ref()));
+        let stream = context.map(|context| context.stream).or(fault.stream);
+        let event = fault.event(&origin(transaction, stream));
         steps.step(|| Step::Fault {
             event,
             recorded: fault.controls.record,
@@ -436,15 +550,15 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     }
 }
 
-fn origin(transaction: &Transaction, context: Option<&Context>) -> Origin {
-    let wanted = context.map_or(
-        Wanted {
+fn origin(transaction: &Transaction, stream: Option<Stream>) -> Origin {
+    let wanted = match stream {
+        Some(stream) => stream.overrides.wanted(transaction),
+        None => Wanted {
             write: transaction.write,
             privileged: transaction.privileged,
             instruction: transaction.instruction,
         },
-        |context| context.wanted(transaction),
-    );
+    };
     Origin {
         stream_id: transaction.stream_id,
         substream_id: transaction.substream_id,
@@ -455,15 +569,23 @@ fn origin(transaction: &Transaction, context: Option<&Context>) -> Origin {
     }
 }
 
+impl Overrides {
+    /// What a transaction wants, after the STE's overrides.
+    #[inline]
+    fn wanted(self, transaction: &Transaction) -> Wanted {
+        Wanted {
+            write: transaction.write,
+            privileged: self.privileged(transaction.privileged),
+            instruction: self.instruction(transaction.instruction, transaction.write),
+        }
+    }
+}
+
 impl Context {
     /// What a transaction wants, after the STE's overrides.
     #[inline]
     pub(crate) fn wanted(&self, transaction: &Transaction) -> Wanted {
-        Wanted {
-            write: transaction.write,
-            privileged: self.overrides.privileged(transaction.privileged),
-            instruction: self.overrides.instruction(transaction.instruction, transaction.write),
-        }
+        self.stream.overrides.wanted(transaction)
     }
 
     #[inline]
@@ -471,6 +593,19 @@ impl Context {
         match &self.stage1 {
             Some(stage1) => stage1.canonical(address),
             None => address,
+        }
+    }
+
+    /// The attributes of a transaction for which the tables say `found`: both stages together, or, where stage 1 does
+    /// not translate, stage 2 alone.
+    fn attributes(&self, transaction: &Transaction, found: Attributes) -> Attributes {
+        let incoming = self.stream.overrides.attributes(transaction.attributes);
+        match (&self.stage1, &self.stage2) {
+            (Some(_), _) => found.hinted(incoming),
+            (None, Some(stage2)) => {
+                incoming.through_stage2(found.memory, found.shareability, stage2.fwb)
+            }
+            (None, None) => incoming,
         }
     }
 
@@ -482,17 +617,7 @@ impl Context {
         wanted: Wanted,
     ) -> Translation {
         let found = Attributes { memory: output.memory, shareability: output.shareability };
-        let attributes = match (&self.stage1, &self.stage2) {
-            (Some(_), _) if self.overrides.types() => {
-                found.hinted(self.overrides.attributes(transaction.attributes))
-            }
-            (Some(_), _) => found.hinted(transaction.attributes),
-            (None, Some(stage2)) => self
-                .overrides
-                .attributes(transaction.attributes)
-                .through_stage2(found.memory, found.shareability, stage2.fwb),
-            (None, None) => self.overrides.attributes(transaction.attributes),
-        };
+        let attributes = self.attributes(transaction, found);
         let offset = transaction.address & ((1 << output.size) - 1);
         Translation {
             address: output.address,

@@ -27,7 +27,6 @@ pub struct Smmu<M, F = SeqCst> {
     pub(crate) interrupts: Box<dyn Interrupts>,
     pub(crate) devices: Box<dyn Devices>,
     pub(crate) tlb: Tlb,
-    pub(crate) configurations: Configurations,
     pub(crate) in_flight: InFlight<F>,
     pub(crate) live: Live,
     pub(crate) front: Mutex<Front>,
@@ -66,49 +65,6 @@ impl Live {
     }
 }
 
-/// Generations of stream configurations, as [`cache::generation`](crate::cache::generation) has
-/// them of translations.
-#[derive(Debug)]
-pub(crate) struct Configurations {
-    all: AtomicU64,
-    streams: Box<[AtomicU64]>,
-}
-
-const STREAMS: usize = 256;
-
-impl Default for Configurations {
-    fn default() -> Self {
-        // A stamp of 0 is never current.
-        Self { all: AtomicU64::new(1), streams: (0..STREAMS).map(|_| AtomicU64::new(0)).collect() }
-    }
-}
-
-impl Configurations {
-    /// What a context of the stream must carry to be current.
-    #[inline]
-    pub(crate) fn stamp(&self, stream_id: u32) -> u64 {
-        let stream = &self.streams[stream_id as usize % STREAMS];
-        self.all.load(Ordering::Acquire).wrapping_add(stream.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn retire_all(&self) {
-        self.all.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(crate) fn retire(&self, stream_id: u32) {
-        self.streams[stream_id as usize % STREAMS].fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// `1 << log2` streams around `stream_id`.
-    pub(crate) fn retire_range(&self, stream_id: u32, log2: u32) {
-        if log2 >= 6 {
-            return self.retire_all();
-        }
-        let first = stream_id >> log2 << log2;
-        (0..1 << log2).for_each(|n| self.retire(first | n));
-    }
-}
-
 impl<M: Memory> Smmu<M> {
     /// An SMMU out of reset, with the portable barrier.
     pub fn new(
@@ -136,7 +92,6 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         live.set(&front);
         Ok(Arc::new(Self {
             tlb: Tlb::new(options.tlb),
-            configurations: Configurations::default(),
             in_flight: InFlight::new(fence),
             live,
             front: Mutex::new(front),

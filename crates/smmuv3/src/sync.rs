@@ -38,3 +38,35 @@ impl Fence for SeqCst {
         fence(Ordering::SeqCst);
     }
 }
+
+/// Linux's `membarrier(2)`: nothing but a compiler barrier for each transaction.
+#[cfg(all(feature = "membarrier", target_os = "linux"))]
+#[derive(Debug, Clone, Copy)]
+pub struct Membarrier(());
+
+#[cfg(all(feature = "membarrier", target_os = "linux"))]
+impl Membarrier {
+    /// Registers the process, or `None` if the kernel does not know the call or a sandbox
+    /// forbids it; use [`SeqCst`] then.
+    pub fn new() -> Option<Self> {
+        use rustix::thread::{MembarrierCommand, membarrier};
+        membarrier(MembarrierCommand::RegisterPrivateExpedited).ok()?;
+        membarrier(MembarrierCommand::PrivateExpedited).ok()?;
+        Some(Self(()))
+    }
+}
+
+#[cfg(all(feature = "membarrier", target_os = "linux"))]
+impl Fence for Membarrier {
+    #[inline]
+    fn light(&self) {
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    }
+
+    fn heavy(&self) {
+        use rustix::thread::{MembarrierCommand, membarrier};
+        // It worked in `new`, and nothing takes a registration back.
+        membarrier(MembarrierCommand::PrivateExpedited)
+            .expect("a registered process may issue membarrier");
+    }
+}

@@ -42,7 +42,7 @@ pub(crate) struct Array {
 }
 
 #[inline]
-fn tag(stamp: u32, space: &Space) -> u64 {
+pub(crate) fn tag(stamp: u32, space: &Space) -> u64 {
     u64::from(stamp) << 32 | u64::from(space.tag)
 }
 
@@ -55,23 +55,23 @@ impl Array {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn slot(&self, space: &Space, page: u64) -> &Slot<3> {
-        &self.slots[(page.wrapping_add(space.salt())) as usize & (self.slots.len() - 1)]
+        &self.slots[(page.wrapping_add(space.salt.into())) as usize & (self.slots.len() - 1)]
     }
 
-    /// The entry for `address`, if its stamp is the one that `stamp` wants.
-    #[inline]
+    /// The entry for `address`, if it carries the [`tag`] that `wanted` says.
+    #[inline(always)]
     pub(crate) fn lookup(
         &self,
         space: &Space,
         address: u64,
-        stamp: impl Fn(Data) -> u32,
+        wanted: impl Fn(Data) -> u64,
     ) -> Option<Data> {
         let page = address >> self.shift;
         let [key, found, data] = self.slot(space, page).read()?;
         let data = Data::from_raw(data);
-        (key == space.regime | page & PAGE && found == tag(stamp(data), space)).then_some(data)
+        (key == space.regime | page & PAGE && found == wanted(data)).then_some(data)
     }
 
     /// Remembers `data` for the page around `address`, which is invalidated as part of `1 << scope`

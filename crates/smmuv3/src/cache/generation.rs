@@ -9,6 +9,7 @@ use crate::sync::{AtomicU64, Ordering};
 
 const VMIDS: usize = if cfg!(loom) { 2 } else { 256 };
 const ASIDS: usize = if cfg!(loom) { 2 } else { 1024 };
+const STREAMS: usize = if cfg!(loom) { 2 } else { 256 };
 
 /// The translation regime of a cached translation (IHI 0070 §3.3.3, StreamWorld).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +30,8 @@ pub(crate) struct Space {
     pub(crate) regime: u64,
     /// VMID in the upper, ASID in the lower half.
     pub(crate) tag: u32,
+    /// Spreads address spaces over a cache, so that the same page of two of them does not meet.
+    pub(crate) salt: u32,
     vmid: u16,
     asid: u16,
 }
@@ -49,10 +52,12 @@ impl Space {
             StreamWorld::El2 => (0, 0),
             StreamWorld::El2E2h => (0, asid),
         };
+        let tag = u32::from(vmid) << 16 | u32::from(asid);
         let regime = world as u64 | u64::from(stage1) << 2 | u64::from(stage2) << 3 | 1 << 4;
         Self {
             regime: regime << REGIME_SHIFT,
-            tag: u32::from(vmid) << 16 | u32::from(asid),
+            tag,
+            salt: (u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32,
             vmid: vmid_index(world, vmid),
             asid: asid_index(world, vmid, asid),
         }
@@ -62,12 +67,6 @@ impl Space {
     #[inline]
     pub(crate) fn stage2(vmid: u16) -> Self {
         Self::new(StreamWorld::El1, vmid, 0, false, true)
-    }
-
-    /// Spreads address spaces over a cache, so that the same page of two of them does not meet.
-    #[inline]
-    pub(crate) fn salt(&self) -> u64 {
-        u64::from(self.tag).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24
     }
 }
 
@@ -93,60 +92,106 @@ pub(crate) struct Stamp {
     pub(crate) global: u32,
 }
 
-fn counters(n: usize) -> Box<[AtomicU64]> {
-    (0..n).map(|_| AtomicU64::new(0)).collect()
+pub(crate) fn counters<const N: usize>() -> [AtomicU64; N] {
+    std::array::from_fn(|_| AtomicU64::new(0))
 }
 
-/// All counters of one SMMU's TLB.
+/// All counters of one SMMU's caches.
 #[derive(Debug)]
 pub(crate) struct Generations {
     all: AtomicU64,
-    vmid: Box<[AtomicU64]>,
-    asid: Box<[AtomicU64]>,
+    vmid: [AtomicU64; VMIDS + 1],
+    asid: [AtomicU64; ASIDS],
     /// Global entries of a VMID.
-    global: Box<[AtomicU64]>,
+    global: [AtomicU64; VMIDS + 1],
     /// Stage 2 alone, per VMID.
-    stage2: Box<[AtomicU64]>,
+    stage2: [AtomicU64; VMIDS + 1],
     /// Stage 1 tables, per ASID.
-    tables: Box<[AtomicU64]>,
+    tables: [AtomicU64; ASIDS],
+    /// Configurations of all streams, and of each.
+    all_streams: AtomicU64,
+    streams: [AtomicU64; STREAMS],
+    /// Counts after any of the others did.
+    changes: AtomicU64,
 }
 
 impl Default for Generations {
     fn default() -> Self {
         Self {
             all: AtomicU64::new(0),
-            vmid: counters(VMIDS + 1),
-            asid: counters(ASIDS),
-            global: counters(VMIDS + 1),
-            stage2: counters(VMIDS + 1),
-            tables: counters(ASIDS),
+            vmid: counters(),
+            asid: counters(),
+            global: counters(),
+            stage2: counters(),
+            tables: counters(),
+            all_streams: AtomicU64::new(0),
+            streams: counters(),
+            changes: AtomicU64::new(0),
         }
     }
 }
 
-fn bump(counter: &AtomicU64) {
-    // Release: an entry filled after this carries the new sum and what was written before it.
-    counter.fetch_add(1, Ordering::AcqRel);
-}
-
 impl Generations {
+    /// Changes whenever a sum may have: as long as it does not, sums need not be made again. To be
+    /// read before them.
+    #[inline]
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    fn bump(&self, counter: &AtomicU64) {
+        // Release: who sees the new sum sees what was written before the invalidation.
+        counter.fetch_add(1, Ordering::AcqRel);
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What the configuration of a stream must carry.
+    pub(crate) fn stream(&self, stream_id: u32) -> u64 {
+        let stream = self.streams[stream_id as usize % STREAMS].load(Ordering::Acquire);
+        self.all_streams.load(Ordering::Acquire).wrapping_add(stream)
+    }
+
+    /// The configurations of all streams.
+    pub(crate) fn retire_all_streams(&self) {
+        self.bump(&self.all_streams);
+    }
+
+    /// The configuration of one stream.
+    pub(crate) fn retire_stream(&self, stream_id: u32) {
+        self.bump(&self.streams[stream_id as usize % STREAMS]);
+    }
+
     /// What entries of `space` must carry.
     #[inline]
     pub(crate) fn leaf(&self, space: &Space) -> Stamp {
-        let shared = self
-            .all
-            .load(Ordering::Acquire)
-            .wrapping_add(self.vmid[space.vmid as usize].load(Ordering::Acquire));
-        let asid = self.asid[space.asid as usize].load(Ordering::Acquire);
+        Stamp { asid: self.asid_entry(space), global: self.global_entry(space) }
+    }
+
+    #[inline]
+    fn shared(&self, space: &Space) -> u64 {
+        let vmid = self.vmid[space.vmid as usize].load(Ordering::Acquire);
+        self.all.load(Ordering::Acquire).wrapping_add(vmid)
+    }
+
+    /// What an entry of one ASID must carry.
+    #[inline]
+    pub(crate) fn asid_entry(&self, space: &Space) -> u32 {
+        self.shared(space).wrapping_add(self.asid[space.asid as usize].load(Ordering::Acquire))
+            as u32
+    }
+
+    /// What a global entry must carry.
+    #[inline]
+    pub(crate) fn global_entry(&self, space: &Space) -> u32 {
         let global = self.global[space.vmid as usize].load(Ordering::Acquire);
-        Stamp { asid: shared.wrapping_add(asid) as u32, global: shared.wrapping_add(global) as u32 }
+        self.shared(space).wrapping_add(global) as u32
     }
 
     /// What a cached stage 1 table of `space` must carry.
     #[inline]
     pub(crate) fn table(&self, space: &Space) -> u32 {
         let tables = self.tables[space.asid as usize].load(Ordering::Acquire) as u32;
-        self.leaf(space).asid.wrapping_add(tables)
+        self.asid_entry(space).wrapping_add(tables)
     }
 
     /// What a stage 2 translation or table of `space` must carry.
@@ -158,31 +203,31 @@ impl Generations {
 
     /// Everything.
     pub(crate) fn retire_all(&self) {
-        bump(&self.all);
+        self.bump(&self.all);
     }
 
     /// Stage 1 and combined translations of a VMID (or of a whole EL2 world).
     pub(crate) fn retire_vmid(&self, world: StreamWorld, vmid: u16) {
-        bump(&self.vmid[vmid_index(world, vmid) as usize]);
+        self.bump(&self.vmid[vmid_index(world, vmid) as usize]);
     }
 
     /// Stage 2 translations of a VMID.
     pub(crate) fn retire_stage2(&self, vmid: u16) {
-        bump(&self.stage2[vmid_index(StreamWorld::El1, vmid) as usize]);
+        self.bump(&self.stage2[vmid_index(StreamWorld::El1, vmid) as usize]);
     }
 
     /// Non-global translations of an ASID.
     pub(crate) fn retire_asid(&self, world: StreamWorld, vmid: u16, asid: u16) {
-        bump(&self.asid[asid_index(world, vmid, asid) as usize]);
+        self.bump(&self.asid[asid_index(world, vmid, asid) as usize]);
     }
 
     /// Global translations of a VMID (or of a whole EL2 world).
     pub(crate) fn retire_global(&self, world: StreamWorld, vmid: u16) {
-        bump(&self.global[vmid_index(world, vmid) as usize]);
+        self.bump(&self.global[vmid_index(world, vmid) as usize]);
     }
 
     /// Stage 1 tables of an ASID.
     pub(crate) fn retire_tables(&self, world: StreamWorld, vmid: u16, asid: u16) {
-        bump(&self.tables[asid_index(world, vmid, asid) as usize]);
+        self.bump(&self.tables[asid_index(world, vmid, asid) as usize]);
     }
 }

@@ -7,5 +7,7 @@
 mod array;
 pub(crate) mod generation;
 pub(crate) mod in_flight;
+#[cfg(all(test, loom))]
+mod loom;
 pub(crate) mod slot;
 pub(crate) mod tlb;

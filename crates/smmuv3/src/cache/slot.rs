@@ -21,7 +21,7 @@ impl<const N: usize> Default for Slot<N> {
 
 impl<const N: usize> Slot<N> {
     /// The words as one writer stored them together, or `None` if one is at work.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read(&self) -> Option<[u64; N]> {
         let before = self.sequence.load(Ordering::Acquire);
         let words = std::array::from_fn(|i| self.words[i].load(Ordering::Relaxed));

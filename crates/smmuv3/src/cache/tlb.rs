@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::array::{Array, Clock, Epoch};
+use super::array::{Array, Clock, Epoch, tag};
 use super::generation::{Generations, Space, Stamp, StreamWorld};
 use crate::sync::AtomicBool;
 
@@ -110,6 +110,13 @@ pub(crate) struct Before {
     epoch: Epoch,
 }
 
+/// The tags of the current entries of a space.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tags {
+    asid: u64,
+    global: u64,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Tlb {
@@ -143,15 +150,38 @@ impl Tlb {
         }
     }
 
+    /// See [`Generations::changes`].
+    #[inline]
+    pub(crate) fn changes(&self) -> u64 {
+        self.generations.changes()
+    }
+
+    /// What the configuration of a stream must carry to be current.
+    pub(crate) fn stream(&self, stream_id: u32) -> u64 {
+        self.generations.stream(stream_id)
+    }
+
+    /// What the entries of a space must carry to be current.
+    #[inline]
+    pub(crate) fn tags(&self, space: &Space) -> Tags {
+        let stamp = self.generations.leaf(space);
+        Tags { asid: tag(stamp.asid, space), global: tag(stamp.global, space) }
+    }
+
     /// The combined translation of `address` and the log2 of its page's size. `address` is sign-extended from
     /// bit 52 or below.
-    #[inline]
-    pub(crate) fn lookup(&self, space: &Space, address: u64) -> Option<(Data, u32)> {
-        let stamp = self.generations.leaf(space);
-        let wanted = |data: Data| if data.global() { stamp.global } else { stamp.asid };
+    #[inline(always)]
+    pub(crate) fn lookup(&self, space: &Space, tags: &Tags, address: u64) -> Option<(Data, u32)> {
+        let wanted = |data: Data| if data.global() { tags.global } else { tags.asid };
         if let Some(data) = self.small.lookup(space, address, wanted) {
             return Some((data, SMALL));
         }
+        self.lookup_large(space, tags, address)
+    }
+
+    #[inline(never)]
+    fn lookup_large(&self, space: &Space, tags: &Tags, address: u64) -> Option<(Data, u32)> {
+        let wanted = |data: Data| if data.global() { tags.global } else { tags.asid };
         self.large.lookup(space, address, wanted).map(|data| (data, LARGE))
     }
 
@@ -191,7 +221,7 @@ impl Tlb {
     /// The stage 2 translation of `ipa` and the log2 of its page's size. `vm` is the stage 2 space.
     #[inline]
     pub(crate) fn lookup_stage2(&self, vm: &Space, ipa: u64) -> Option<(Data, u32)> {
-        let stamp = self.generations.stage2(vm);
+        let stamp = tag(self.generations.stage2(vm), vm);
         if let Some(data) = self.stage2.lookup(vm, ipa, |_| stamp) {
             return Some((data, SMALL));
         }
@@ -207,7 +237,7 @@ impl Tlb {
     /// The last-level stage 1 table for the 2 MiB around `address`.
     #[inline]
     pub(crate) fn lookup_stage1_table(&self, space: &Space, address: u64) -> Option<Data> {
-        let stamp = self.generations.table(space);
+        let stamp = tag(self.generations.table(space), space);
         self.stage1_tables.lookup(space, address, |_| stamp)
     }
 
@@ -233,13 +263,27 @@ impl Tlb {
     /// The last-level stage 2 table for the 2 MiB around `ipa`.
     #[inline]
     pub(crate) fn lookup_stage2_table(&self, vm: &Space, ipa: u64) -> Option<Data> {
-        let stamp = self.generations.stage2(vm);
+        let stamp = tag(self.generations.stage2(vm), vm);
         self.stage2_tables.lookup(vm, ipa, |_| stamp)
     }
 
     #[inline]
     pub(crate) fn fill_stage2_table(&self, vm: &Space, ipa: u64, data: Data, before: &Before) {
         self.stage2_tables.fill(vm, ipa, LARGE, data, before.stage2, &self.clock, before.epoch);
+    }
+
+    /// `CMD_CFGI_*` of `1 << log2` streams around `stream_id`.
+    pub(crate) fn invalidate_streams(&self, stream_id: u32, log2: u32) {
+        if log2 > 6 {
+            return self.invalidate_all_streams();
+        }
+        let first = stream_id >> log2 << log2;
+        (0..1 << log2).for_each(|n| self.generations.retire_stream(first | n));
+    }
+
+    /// `CMD_CFGI_ALL`, and a change of the registers that configurations depend on.
+    pub(crate) fn invalidate_all_streams(&self) {
+        self.generations.retire_all_streams();
     }
 
     /// `CMD_TLBI_NSNH_ALL`, and a change of what the caches depend on.

@@ -146,7 +146,8 @@ impl<M: Words> Naive<'_, M> {
                 self.vague.set(true);
             }
             // Nobody says whose hints memory has that stage 2 alone makes cacheable.
-            if ste.s2_fwb && bits(second.descriptor, 4, 2) == 0b110 && !attributes.fully_cacheable() {
+            if ste.s2_fwb && bits(second.descriptor, 4, 2) == 0b110 && !attributes.fully_cacheable()
+            {
                 self.vague.set(true);
             }
             address = second.pa;
