@@ -136,8 +136,12 @@ impl Attributes {
         self.memory >> 4 == 0
     }
 
-    /// Device and non-cacheable memory is Outer Shareable whatever was said.
+    /// Device and non-cacheable memory is Outer Shareable whatever was said; the reserved shareability is none (§5.4,
+    /// SH0).
     fn consistent(mut self) -> Self {
+        if self.shareability == Shareability::Reserved {
+            self.shareability = Shareability::NonShareable;
+        }
         if self.is_device() || self.memory == NON_CACHEABLE {
             self.shareability = Shareability::Outer;
         }

@@ -40,6 +40,8 @@ pub(crate) struct Difference {
     record: Option<[u64; 4]>,
     log: Vec<(u64, u64)>,
     plan: Plan,
+    /// How the model explains what it would do now.
+    explanation: String,
 }
 
 impl fmt::Debug for Difference {
@@ -54,7 +56,8 @@ impl fmt::Debug for Difference {
         writeln!(f, "naive updates: {:x?} perhaps {:x?}", self.answer.must, self.answer.may)?;
         writeln!(f, "model updates: {:x?}", self.log)?;
         writeln!(f, "{:#x?}", self.answer.tags)?;
-        write!(f, "{:x?}", self.plan)
+        writeln!(f, "{:x?}", self.plan)?;
+        write!(f, "explained: {}", self.explanation)
     }
 }
 
@@ -195,6 +198,7 @@ impl Duel {
                 record,
                 log,
                 plan: plan.clone(),
+                explanation: self.rig.explain(&transaction),
             })
         })
     }

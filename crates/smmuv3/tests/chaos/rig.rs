@@ -123,6 +123,12 @@ impl Rig {
         self.requester.begin().translate(transaction)
     }
 
+    /// What the model itself says of a transaction.
+    pub(crate) fn explain(&self, transaction: &Transaction) -> String {
+        let (result, explanation) = self.smmu.explain(transaction);
+        format!("{result:x?}\n{explanation}")
+    }
+
     /// The records since the last call: how many, and the first.
     pub(crate) fn events(&mut self) -> (u32, Option<[u64; 4]>) {
         let producer = self.smmu.read32(EVENTQ_PROD);

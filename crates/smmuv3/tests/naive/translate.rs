@@ -189,7 +189,9 @@ impl<M: Words> Naive<'_, M> {
                 if !bit(l1cd, 0) || l2ptr >> size != 0 {
                     return Err(abort(Some(Record::bad_substream_id(&who))));
                 }
-                l2ptr + (ssid & ((1 << split) - 1)) * 64
+                // Second tables of 64 KiB are aligned to that: L2Ptr[15:12] are RES0.
+                let table = l2ptr >> (split + 6) << (split + 6);
+                table + (ssid & ((1 << split) - 1)) * 64
             }
         };
         let pa = self.cd_address(ste, at)?;
