@@ -239,9 +239,14 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         wanted: Wanted,
     ) -> Result<Output, Fault> {
         let view = pagetable::Stage1Leaf { descriptor, ..leaf.stage1() };
-        // A page that is still clean must come back for its first write.
-        let mut permissions =
-            view.permissions(pagetable::Stage1Controls { hardware_dirty: false, ..controls });
+        let mut permissions = view.permissions(controls);
+        if controls.hardware_dirty && view.writable_clean() {
+            // A page that is still clean must come back for its first write. For everything else, execution above
+            // all, it counts as writable already.
+            permissions = permissions
+                .without(Permissions::USER_WRITE)
+                .without(Permissions::PRIVILEGED_WRITE);
+        }
         if half.e0pd {
             permissions = permissions
                 .without(Permissions::USER_READ)

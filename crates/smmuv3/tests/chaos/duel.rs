@@ -89,12 +89,12 @@ impl Duel {
         self.rig.enter(&plan);
         self.forget();
         let d = &mut Dice::new(seed, 2);
-        let streams: [(u32, Option<u32>); 5] =
-            std::array::from_fn(|_| (plan.stream(d), plan.substream(d)));
-        let addresses: [u64; 5] = std::array::from_fn(|_| plan.address(d));
+        let streams: [_; 5] = std::array::from_fn(|_| self.stream(&plan, d));
+        let addresses = streams.map(|stream| [(); 4].map(|()| self.address(&plan, stream, d)));
         for case in 0..100 {
-            let (stream, substream) = d.pick(&streams);
-            let mut address = d.pick(&addresses);
+            let which = d.below(5) as usize;
+            let (stream, substream) = streams[which];
+            let mut address = d.pick(&addresses[which]);
             if d.chance(500) {
                 address ^= d.bits(12);
             }
@@ -120,6 +120,34 @@ impl Duel {
             }
         }
         Ok(())
+    }
+
+    /// A stream and substream, rather one whose configuration is found and in order.
+    fn stream(&self, plan: &Plan, d: &mut Dice) -> (u32, Option<u32>) {
+        let mut stream = (plan.stream(d), plan.substream(d));
+        for _ in 0..d.below(8) {
+            let sound = match self.answer(&probe(stream, 0)).record {
+                Some(record) => record.words[0] & 0xff >= 0x0a,
+                None => true,
+            };
+            if sound {
+                break;
+            }
+            stream = (plan.stream(d), plan.substream(d));
+        }
+        stream
+    }
+
+    /// An address, rather one that is translated.
+    fn address(&self, plan: &Plan, stream: (u32, Option<u32>), d: &mut Dice) -> u64 {
+        let mut address = plan.address(d);
+        for _ in 0..d.below(6) {
+            if matches!(self.answer(&probe(stream, address)).end, End::Done { .. }) {
+                break;
+            }
+            address = plan.address(d);
+        }
+        address
     }
 
     fn flush(&mut self) {
@@ -254,6 +282,13 @@ impl Duel {
             other => Err(format!("{further:#x} bytes further on: {other:x?}")),
         }
     }
+}
+
+/// A privileged read.
+fn probe((stream, substream): (u32, Option<u32>), address: u64) -> Incoming {
+    let attributes = NaiveAttributes::of_mair(0xff, 0b11);
+    let (write, privileged, instruction) = (false, true, false);
+    Incoming { stream, substream, address, write, privileged, instruction, attributes }
 }
 
 fn compare_end(answer: &Answer, found: &Result<Translation, Refused>) -> Result<(), String> {

@@ -233,9 +233,10 @@ impl Plan {
                 + d.below(3) as usize;
             s.set(at, 1, s.get(at, 1) ^ 1);
             if d.chance(300) {
-                let at = d.pick(&[30, 35, 39, 40, 42, 45, 47, 50, 52, 55]);
-                let which = d.pick(&[0, 192]);
-                s.set(which + at, 1, 1);
+                // S1ContextPtr; S2TTB, whose bits [55:52] are RES0.
+                let at = d.pick(&[30, 35, 39, 40, 42, 45, 47, 50, 51, 55]);
+                let at = if d.chance(500) { at } else { 192 + at.min(51) };
+                s.set(at, 1, 1);
             }
         }
         if self.contiguous {
