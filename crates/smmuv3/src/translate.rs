@@ -243,9 +243,8 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         if controls.hardware_dirty && view.writable_clean() {
             // A page that is still clean must come back for its first write. For everything else, execution above
             // all, it counts as writable already.
-            permissions = permissions
-                .without(Permissions::USER_WRITE)
-                .without(Permissions::PRIVILEGED_WRITE);
+            permissions =
+                permissions.without(Permissions::USER_WRITE).without(Permissions::PRIVILEGED_WRITE);
         }
         if half.e0pd {
             permissions = permissions

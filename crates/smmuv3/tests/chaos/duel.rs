@@ -117,6 +117,9 @@ impl Duel {
                     difference.case = case;
                     difference
                 })?;
+                if self.updated && probe % 4 < 2 {
+                    self.flush();
+                }
             }
         }
         Ok(())
@@ -125,7 +128,7 @@ impl Duel {
     /// A stream and substream, rather one whose configuration is found and in order.
     fn stream(&self, plan: &Plan, d: &mut Dice) -> (u32, Option<u32>) {
         let mut stream = (plan.stream(d), plan.substream(d));
-        for _ in 0..d.below(8) {
+        for _ in 0..d.below(16) {
             let sound = match self.answer(&probe(stream, 0)).record {
                 Some(record) => record.words[0] & 0xff >= 0x0a,
                 None => true,
@@ -141,7 +144,7 @@ impl Duel {
     /// An address, rather one that is translated.
     fn address(&self, plan: &Plan, stream: (u32, Option<u32>), d: &mut Dice) -> u64 {
         let mut address = plan.address(d);
-        for _ in 0..d.below(6) {
+        for _ in 0..d.below(12) {
             if matches!(self.answer(&probe(stream, address)).end, End::Done { .. }) {
                 break;
             }

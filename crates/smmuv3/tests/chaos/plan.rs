@@ -13,10 +13,12 @@ pub(crate) const POOL: u64 = 0x20_0000;
 pub(crate) const POOL_SIZE: u64 = 0x20_0000;
 /// Parts of the pool are 64 KiB.
 pub(crate) const PART: u64 = 0x1_0000;
-const CDS: u64 = 0;
-const LEVEL1: u64 = 3;
-const STES: u64 = 4;
-const TABLES: u64 = 6;
+/// Tables first: so upper levels of walks for addresses in the pool, whose indexes are small, find tables.
+const TABLES: u64 = 0;
+const CDS: u64 = 26;
+const LEVEL1: u64 = 29;
+const STES: u64 = 30;
+const PARTS: u64 = 32;
 /// Where the queues are: where no plan points.
 pub(crate) const QUEUES: u64 = 0x5a5a_0000;
 pub(crate) const QUEUES_SIZE: u64 = 0x2000;
@@ -74,7 +76,7 @@ impl Plan {
             let start = POOL + d.below(POOL_SIZE / 64) * 64;
             (start, start + (64 << d.below(11)))
         };
-        let holes = if d.chance(250) { [range(d), range(d)] } else { [(0, 0); 2] };
+        let holes = if d.chance(150) { [range(d), range(d)] } else { [(0, 0); 2] };
         let rom = if d.chance(150) { range(d) } else { (0, 0) };
         let two_level = d.chance(500);
         let log2size = if d.chance(900) { d.within(2, 11) } else { d.bits(6) };
@@ -91,9 +93,9 @@ impl Plan {
             t0sz,
             t1sz,
             s2_t0sz,
-            odd: d.pick(&[0, 0, 2, 5, 20, 80]),
-            blocks: d.pick(&[0, 10, 40, 150]),
-            unaccessed: d.pick(if httu { &[30, 300, 600] } else { &[0, 0, 10, 100] }),
+            odd: d.pick(&[0, 0, 0, 1, 5, 20, 80]),
+            blocks: d.pick(&[0, 0, 5, 20, 100]),
+            unaccessed: d.pick(if httu { &[100, 300, 600] } else { &[0, 0, 3, 50] }),
             dbm: d.pick(&[0, 300, 800]),
             broken: d.pick(&[0, 10, 50, 300]),
             httu,
@@ -101,7 +103,21 @@ impl Plan {
             contiguous,
             globals: d.chance(300),
             restricted: d.chance(400),
-            alias: d.pick(&[0, 0, 1 << 33, 1 << 37, 1 << 41, 1 << 45, 1 << 47, high, high << 2]),
+            alias: d.pick(&[
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                1 << 33,
+                1 << 37,
+                1 << 41,
+                1 << 45,
+                1 << 47,
+                high,
+                high << 2,
+            ]),
             holes,
             rom,
             strtab_base: (POOL + part * PART + low) | d.bits(1) << 62,
@@ -124,14 +140,14 @@ impl Plan {
             CDS..LEVEL1 => self.cd(address & !63)[within],
             LEVEL1 if offset % PART < PART / 2 => self.l1std(address),
             LEVEL1 => self.l1cd(address),
-            STES..TABLES => self.ste(address & !63)[within],
+            STES..PARTS => self.ste(address & !63)[within],
             _ => self.descriptor(address),
         })
     }
 
     /// Whether 64-byte structures are at an address.
     pub(crate) fn is_structure(&self, address: u64) -> bool {
-        (address & !self.alias).wrapping_sub(POOL) < TABLES * PART
+        (address & !self.alias).wrapping_sub(POOL + CDS * PART) < (PARTS - CDS) * PART
     }
 
     pub(crate) fn is_rom(&self, address: u64) -> bool {
@@ -149,12 +165,12 @@ impl Plan {
 
     /// Something in the tables, anywhere in the pool now and then.
     fn table_pointer(&self, d: &mut Dice) -> u64 {
-        let part = if d.chance(950) { d.within(TABLES, 31) } else { d.below(32) };
+        let part = if d.chance(950) { d.within(TABLES, CDS - 1) } else { d.below(32) };
         let offset = if d.chance(300) { d.bits(16) & !0xf } else { 0 };
         // In SMMUv3.0 bits [51:48] are RES0.
         let top = if self.features.minor == 0 { 47 } else { 51 };
         let far = if d.chance(self.broken / 8) { 1 << d.within(30, top) } else { 0 };
-        POOL + part * PART + offset | self.aliased(d, 60) | far
+        POOL + part * PART + offset | self.aliased(d, 30) | far
     }
 
     fn granule(&self, d: &mut Dice) -> u64 {
@@ -164,9 +180,9 @@ impl Plan {
     fn l1std(&self, address: u64) -> u64 {
         let d = &mut Dice::new(self.seed, address);
         let span = if d.chance(850) { d.within(6, 9) } else { d.bits(5) };
-        let pointer = POOL + d.within(STES, TABLES - 1) * PART + (d.bits(16) & !0x3f);
+        let pointer = POOL + d.within(STES, PARTS - 1) * PART + (d.bits(16) & !0x3f);
         let far = if d.chance(self.broken / 8) { 1 << d.within(30, 55) } else { 0 };
-        span | pointer | self.aliased(d, 60) | far
+        span | pointer | self.aliased(d, 30) | far
     }
 
     fn l1cd(&self, address: u64) -> u64 {
@@ -175,7 +191,7 @@ impl Plan {
         let offset = if d.chance(150) { d.bits(16) & !0xfff } else { 0 };
         let pointer = POOL + d.within(CDS, LEVEL1 - 1) * PART + offset;
         let far = if d.chance(self.broken / 8) { 1 << d.within(30, 55) } else { 0 };
-        u64::from(!d.chance(self.broken)) | pointer | self.aliased(d, 60) | far
+        u64::from(!d.chance(self.broken)) | pointer | self.aliased(d, 30) | far
     }
 
     fn ste(&self, address: u64) -> [u64; 8] {
@@ -203,7 +219,7 @@ impl Plan {
             POOL + d.within(CDS, LEVEL1 - 1) * PART + d.bits(16)
         };
         let lowest = if two_level { 6.max(cdmax as i64 - 3) } else { cdmax as i64 + 6 };
-        let pointer = pointer >> lowest << lowest | self.aliased(d, 60);
+        let pointer = pointer >> lowest << lowest | self.aliased(d, 30);
         s.set(6, 50, pointer >> 6);
         s.set(59, 5, cdmax);
         s.set(64, 2, d.bits(2));
@@ -290,7 +306,7 @@ impl Plan {
         s.set(181, 1, u64::from(d.chance(150)));
         s.set(182, 1, u64::from(d.chance(200)));
         if self.httu {
-            s.set(184, 1, u64::from(d.chance(700)));
+            s.set(184, 1, u64::from(d.chance(900)));
             s.set(183, 1, u64::from(f.httu == 2 && d.chance(700)));
         }
         let stall = match f.stall_model {
@@ -332,7 +348,7 @@ impl Plan {
             },
         );
         c.set(8, 6, d.bits(6));
-        c.set(14, 1, u64::from(d.chance(60)));
+        c.set(14, 1, u64::from(d.chance(30)));
         c.set(16, 6, tsz(d, g1, self.t1sz));
         c.set(
             22,
@@ -345,7 +361,7 @@ impl Plan {
             },
         );
         c.set(24, 6, d.bits(6));
-        c.set(30, 1, u64::from(d.chance(100)));
+        c.set(30, 1, u64::from(d.chance(50)));
         c.set(31, 1, u64::from(!(broken && d.chance(200))));
         c.set(32, 3, if d.chance(850) { d.pick(&[5, 6, 4, 7, 3, 2]) } else { d.bits(3) });
         c.set(35, 1, u64::from(d.chance(150)));
@@ -355,7 +371,7 @@ impl Plan {
         c.set(38, 2, d.bits(2));
         c.set(41, 1, 1);
         if self.httu {
-            c.set(43, 1, u64::from(d.chance(700)));
+            c.set(43, 1, u64::from(d.chance(900)));
             c.set(42, 1, u64::from(f.httu == 2 && d.chance(700)));
         }
         c.set(44, 1, u64::from(f.stall_model == 2 || self.stall && d.chance(400)));
@@ -404,7 +420,7 @@ impl Plan {
         } else if d.chance(200) {
             identity = POOL + (d.below(32) << 16);
         }
-        let mut word = identity | self.aliased(d, 20);
+        let mut word = identity | self.aliased(d, 10);
         word |= if !contiguous && d.chance(self.blocks) { 0b01 } else { 0b11 };
         // AttrIndx, NS: MemAttr at stage 2, of which one in four is Device.
         word |= d.bits(4) << 2;
@@ -468,10 +484,11 @@ impl Plan {
 
     /// An input address: mostly in the range of some context.
     pub(crate) fn address(&self, d: &mut Dice) -> u64 {
-        let tsz = d.pick(&[self.t0sz, self.t1sz, self.s2_t0sz]);
+        let (tsz, upper) = d.pick(&[(self.t0sz, false), (self.t1sz, true), (self.s2_t0sz, false)]);
+        let upper = upper ^ d.chance(50);
         let width = match d.below(20) {
-            0 => 64 - tsz + 1,
-            1 => d.within(1, 64),
+            0 if d.chance(500) => 64 - tsz + 1,
+            1 if d.chance(500) => d.within(1, 64),
             2..6 => d.within(12, 64 - tsz),
             _ => 64 - tsz,
         };
@@ -483,10 +500,10 @@ impl Plan {
         if d.chance(100) {
             address = POOL + d.bits(21);
         }
-        if d.chance(400) {
+        if upper {
             address = !address;
         }
-        if d.chance(150) {
+        if d.chance(100) {
             address ^= d.bits(8) << 56;
         }
         address
@@ -502,9 +519,9 @@ fn legal_tsz(d: &mut Dice, f: &Features, granule: u64, ds: bool) -> u64 {
         (true, 16) => 47,
         (true, _) => 48,
     };
-    match d.below(10) {
-        0 => min,
-        1 => max,
+    match d.below(20) {
+        0 => max,
+        1 | 4 => min,
         2 => d.within(min, max),
         3 => d.within(min, 39),
         _ => d.within(min.max(16), 36),

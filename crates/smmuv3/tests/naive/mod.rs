@@ -102,8 +102,8 @@ pub(crate) struct Answer {
     pub tags: Tags,
     /// Parts of the output attributes are CONSTRAINED UNPREDICTABLE.
     pub vague: bool,
-    /// Tables that are such that anything may happen: contiguous groups whose members differ, reserved bits
-    /// with more than one permitted meaning.
+    /// Tables that are such that anything may happen: contiguous groups whose members differ, descriptors that stage
+    /// 1 updates and stage 2 uses.
     pub unpredictable: bool,
 }
 
@@ -132,6 +132,9 @@ pub(crate) struct Naive<'a, M> {
     pub unpredictable: Cell<bool>,
     /// How many updates there were before stage 1's own.
     pub mark: Cell<usize>,
+    /// Where stage 1 updated, and where stage 2 found its leaves, which a TLB may still hold.
+    pub first: RefCell<Vec<u64>>,
+    pub second: RefCell<Vec<u64>>,
 }
 
 /// What a naive SMMU answers to one transaction.
@@ -154,6 +157,8 @@ pub(crate) fn answer<M: Words>(
         vague: Cell::new(false),
         unpredictable: Cell::new(false),
         mark: Cell::new(0),
+        first: RefCell::default(),
+        second: RefCell::default(),
     };
     let (end, record) = loop {
         match naive.transaction() {
@@ -165,15 +170,20 @@ pub(crate) fn answer<M: Words>(
     Answer {
         end,
         record,
+        unpredictable: naive.unpredictable.get() || naive.roles_mix(),
         must: naive.must.into_inner(),
         may: naive.may.into_inner(),
         tags: naive.tags.get(),
         vague: naive.vague.get(),
-        unpredictable: naive.unpredictable.get(),
     }
 }
 
 impl<M: Words> Naive<'_, M> {
+    fn roles_mix(&self) -> bool {
+        let second = self.second.borrow();
+        self.first.borrow().iter().any(|address| second.contains(address))
+    }
+
     /// Memory, with the updates made so far.
     pub(crate) fn load(&self, address: u64) -> Option<u64> {
         let must = self.must.borrow();

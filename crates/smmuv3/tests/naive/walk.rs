@@ -282,6 +282,7 @@ impl<M: Words> Naive<'_, M> {
                 return Ok(());
             }
             let address = self.table_address(ste, leaf.input, true)?;
+            self.first.borrow_mut().push(address);
             debug_assert_eq!(address, leaf.address);
             let place = Place { s2: false, class: Class::Tt, ipa: 0, table_read: false };
             self.update(address, old, new, place)
@@ -313,6 +314,7 @@ impl<M: Words> Naive<'_, M> {
             ttb: ste.s2_ttb,
         };
         let leaf = self.walk(&shape, ipa, Stage::Two(ste, place))?;
+        self.second.borrow_mut().push(leaf.address);
         let old = leaf.descriptor;
         let (ha, hd) = (ste.s2_ha, ste.s2_ha && ste.s2_hd);
         if !bit(old, 10) && !ha && !ste.s2_affd {
