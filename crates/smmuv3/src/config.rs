@@ -272,7 +272,7 @@ impl Rules<'_> {
         if ste.s2_ttb() >> reach != 0 {
             return None;
         }
-        let start = start_level(granule, ds, ste.s2_sl0(), ste.s2_sl0_2(), options.stt)?;
+        let start = start_level(granule, ds, ste.s2_sl0(), ste.s2_sl0_2(), options)?;
         let base = ste.s2_ttb() & if output == 52 { !0x3f } else { !0 };
         let table = Table::stage2(granule, 64 - ste.s2_t0sz(), start, output, ds, base).ok()?;
         let ha = ste.s2_ha();
@@ -439,7 +439,7 @@ fn with_lpa(table: Table, options: &Options) -> Table {
 }
 
 /// The initial level that `S2SL0` and `S2SL0_2` name (DDI 0487, VTCR_EL2.{SL2,SL0}).
-fn start_level(granule: Granule, ds: bool, sl0: u8, sl2: bool, stt: bool) -> Option<i8> {
+fn start_level(granule: Granule, ds: bool, sl0: u8, sl2: bool, options: &Options) -> Option<i8> {
     let level = match (granule, sl2 && ds && granule == Granule::K4, sl0) {
         (Granule::K4, true, 0b00) => -1,
         (Granule::K4, true, _) => return None,
@@ -452,8 +452,16 @@ fn start_level(granule: Granule, ds: bool, sl0: u8, sl2: bool, stt: bool) -> Opt
         (Granule::K16, _, _) if ds => 0,
         _ => return None,
     };
-    // A 4K walk that starts in its last level is of the small tables.
-    (level != 3 || granule != Granule::K4 || stt).then_some(level)
+    let legal = match (granule, level) {
+        // A 4K walk that starts in its last level is of the small tables.
+        (Granule::K4, 3) => options.stt,
+        // As in DDI 0487 (S2InvalidSL), higher levels are for those with addresses to fill them.
+        (Granule::K4, 0) | (Granule::K64, 1) => options.oas >= 44,
+        (Granule::K16, 1) => options.oas >= 42,
+        (Granule::K16, 0) => options.oas >= 52,
+        _ => true,
+    };
+    legal.then_some(level)
 }
 
 /// What an STE or `GBPA` makes of the attributes of incoming transactions (§5.2, §6.3.14).

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
+use smmuv3::wire::Event;
 use smmuv3::{Attributes, Options, Refused, Shareability, Transaction, Translation};
 
 use super::dice::Dice;
@@ -117,7 +118,11 @@ impl Duel {
                     difference.case = case;
                     difference
                 })?;
-                if self.updated && probe % 4 < 2 {
+                if self.updated && probe % 4 != 0 {
+                    // Otherwise pages would be accessed and dirty before long.
+                    if probe % 4 != 1 {
+                        self.rig.ram.restore();
+                    }
                     self.flush();
                 }
             }
@@ -200,6 +205,9 @@ impl Duel {
             self.conflict(&answer);
         }
         let transaction = transaction(incoming);
+        // An explanation updates nothing, so it cannot know that an update is refused.
+        let explained =
+            (probe % 16 == 5 && plan.rom.0 == 0).then(|| self.rig.explain(&transaction).0);
         let found = self.rig.translate(&transaction);
         let (count, record) = self.rig.events();
         let log = self.rig.ram.take_log();
@@ -213,7 +221,8 @@ impl Duel {
         let verdict = compare_end(&answer, &found)
             .and_then(|()| compare_record(&answer, &found, count, record))
             .and_then(|()| compare_updates(&answer, &log))
-            .and_then(|()| self.compare_length(incoming, &found, probe));
+            .and_then(|()| self.compare_length(incoming, &found, probe))
+            .and_then(|()| explained.map_or(Ok(()), |said| compare_explained(&answer, &said)));
         if let Err(Refused::Stalled { stag }) = found {
             self.tally.stalls += 1;
             self.rig.resume(incoming.stream, stag);
@@ -229,7 +238,7 @@ impl Duel {
                 record,
                 log,
                 plan: plan.clone(),
-                explanation: self.rig.explain(&transaction),
+                explanation: self.rig.explain(&transaction).1.to_string(),
             })
         })
     }
@@ -338,6 +347,22 @@ fn compare_record(
             }
         }
         _ => Err(format!("{count} records")),
+    }
+}
+
+/// The model's explanation of what it would do agrees with the naive SMMU, too.
+fn compare_explained(answer: &Answer, said: &Result<Translation, Event>) -> Result<(), String> {
+    match (answer.end, answer.record, said) {
+        (End::Done { .. }, _, Ok(translation)) => compare_end(answer, &Ok(*translation)),
+        (End::Abort | End::RazWi | End::Stall, None, Err(_)) => Ok(()),
+        (_, Some(expected), Err(event)) => {
+            let (said, mut known) = (event.encode(), expected.known);
+            // Nothing stalls for an explanation.
+            known[1] &= !(1 << 31);
+            let differs = |n: usize| (expected.words[n] ^ said[n]) & known[n] != 0;
+            if (0..4).any(differs) { Err(format!("explained by {event}")) } else { Ok(()) }
+        }
+        _ => Err(format!("explained by {said:x?}")),
     }
 }
 

@@ -179,7 +179,11 @@ impl Plan {
 
     fn l1std(&self, address: u64) -> u64 {
         let d = &mut Dice::new(self.seed, address);
-        let span = if d.chance(850) { d.within(6, 9) } else { d.bits(5) };
+        let split = match self.strtab_base_cfg >> 6 & 0x1f {
+            split @ (8 | 10) => u64::from(split),
+            _ => 6,
+        };
+        let span = if d.chance(900) { split + 1 - d.below(2) } else { d.bits(5) };
         let pointer = POOL + d.within(STES, PARTS - 1) * PART + (d.bits(16) & !0x3f);
         let far = if d.chance(self.broken / 8) { 1 << d.within(30, 55) } else { 0 };
         span | pointer | self.aliased(d, 30) | far

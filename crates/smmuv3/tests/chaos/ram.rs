@@ -95,6 +95,13 @@ impl Ram {
         state.lines.fill((NOWHERE, [None; 8]));
     }
 
+    /// Undoes what was written to other places than queues.
+    pub(crate) fn restore(&self) {
+        let mut state = self.0.lock();
+        state.written.clear();
+        state.lines.fill((NOWHERE, [None; 8]));
+    }
+
     /// What was written to other places than queues since the last call.
     pub(crate) fn take_log(&self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.0.lock().log)

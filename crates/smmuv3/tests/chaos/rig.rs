@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use smmuv3::{Options, Refused, Requester, Smmu, Transaction, Translation};
+use smmuv3::wire::Event;
+use smmuv3::{Explanation, Options, Refused, Requester, Smmu, Transaction, Translation};
 
 use super::plan::{Plan, QUEUES};
 use super::ram::Ram;
@@ -123,10 +124,12 @@ impl Rig {
         self.requester.begin().translate(transaction)
     }
 
-    /// What the model itself says of a transaction.
-    pub(crate) fn explain(&self, transaction: &Transaction) -> String {
-        let (result, explanation) = self.smmu.explain(transaction);
-        format!("{result:x?}\n{explanation}")
+    /// What the model says that it would do.
+    pub(crate) fn explain(
+        &self,
+        transaction: &Transaction,
+    ) -> (Result<Translation, Event>, Explanation) {
+        self.smmu.explain(transaction)
     }
 
     /// The records since the last call: how many, and the first.
