@@ -64,8 +64,9 @@ impl Attributes {
         if self.is_device() {
             return self;
         }
-        let lasting = if hints & 1 == 0 || hints >> 1 & 3 == 0 { 0x8 } else { 0 };
-        let new = lasting | hints >> 1 & 3;
+        let allocated = hints >> 1 & 0x3;
+        // Nothing is transient that is not allocated.
+        let new = if hints & 1 == 0 || allocated == 0 { 0x8 | allocated } else { allocated };
         Self {
             memory: both(self.memory, |half| if half == NC { NC } else { half & 0x4 | new }),
             ..self
@@ -88,9 +89,9 @@ impl Attributes {
             if own == NC || incoming == NC {
                 return own;
             }
-            let half = own & 0x4 | own & incoming & !0x4;
-            // Nothing is transient that is not allocated.
-            if half & 0x3 == 0 { half | 0x8 } else { half }
+            let allocated = own & incoming & 0x3;
+            let lasting = if allocated == 0 { 0x8 } else { own & incoming & 0x8 };
+            own & 0x4 | lasting | allocated
         };
         let memory = half(self.memory >> 4, incoming.memory >> 4) << 4
             | half(self.memory & 0xf, incoming.memory & 0xf);

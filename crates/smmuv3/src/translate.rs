@@ -499,7 +499,8 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
 
 /// Whether a stage 2 `MemAttr` makes Device memory by itself, as the reserved encodings do.
 fn is_device(mem_attr: u8, fwb: bool) -> bool {
-    if fwb { mem_attr & 0x4 == 0 } else { mem_attr & 0xc == 0 || mem_attr & 0x3 == 0 }
+    let (outer, inner) = (mem_attr >> 2 & 0x3, mem_attr & 0x3);
+    if fwb { mem_attr & 0x4 == 0 } else { outer == 0 || inner == 0 }
 }
 
 /// Tables at physical addresses.

@@ -118,7 +118,7 @@ impl Duel {
                     difference.case = case;
                     difference
                 })?;
-                if self.updated && probe % 4 != 0 {
+                if self.updated && !probe.is_multiple_of(4) {
                     // Otherwise pages would be accessed and dirty before long.
                     if probe % 4 != 1 {
                         self.rig.ram.restore();
@@ -280,11 +280,14 @@ impl Duel {
         if translation.length == 0 {
             return Err("length of nothing".into());
         }
-        if probe % 8 != 0 {
+        if !probe.is_multiple_of(8) {
             return Ok(());
         }
-        let further =
-            if probe % 16 == 0 { translation.length - 1 } else { probe % translation.length };
+        let further = if probe.is_multiple_of(16) {
+            translation.length - 1
+        } else {
+            probe % translation.length
+        };
         let Some(address) = incoming.address.checked_add(further) else {
             return Err("length wraps".into());
         };
@@ -334,8 +337,8 @@ fn compare_record(
     match (answer.record, record) {
         (None, None) => Ok(()),
         (Some(expected), Some(record)) if count == 1 => {
-            for n in 0..4 {
-                if (expected.words[n] ^ record[n]) & expected.known[n] != 0 {
+            for (n, word) in record.iter().enumerate() {
+                if (expected.words[n] ^ word) & expected.known[n] != 0 {
                     return Err(format!("word {n} of the record differs"));
                 }
             }

@@ -170,7 +170,7 @@ impl Plan {
         // In SMMUv3.0 bits [51:48] are RES0.
         let top = if self.features.minor == 0 { 47 } else { 51 };
         let far = if d.chance(self.broken / 8) { 1 << d.within(30, top) } else { 0 };
-        POOL + part * PART + offset | self.aliased(d, 30) | far
+        (POOL + part * PART + offset) | self.aliased(d, 30) | far
     }
 
     fn granule(&self, d: &mut Dice) -> u64 {
@@ -289,7 +289,7 @@ impl Plan {
             (12, -1) => (1, 0),
             (12, 3) => (0, 3),
             (12, level) => (0, 2 - level as u64),
-            (_, level) => (0, 3 - level as u64 & 3),
+            (_, level) => (0, 3 - level as u64),
         };
         s.set(160, 6, sz);
         s.set(166, 2, sl0);

@@ -52,12 +52,12 @@ impl Rwx {
     }
 }
 
-/// What the table descriptors of a stage 1 walk take away: `ap_table`, `uxn_table`/`xn_table`, `pxn_table`.
+/// What the table descriptors of a stage 1 walk take away: APTable, UXNTable or XNTable, PXNTable.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Hierarchy {
-    pub ap_table: u64,
-    pub xn_table: bool,
-    pub pxn_table: bool,
+    pub ap: u64,
+    pub xn: bool,
+    pub pxn: bool,
 }
 
 /// The controls that stage 1 permissions depend on.
@@ -88,14 +88,14 @@ pub(crate) fn stage1_allows(
             (true, false) => (true, false, false, false),
             (true, true) => (true, false, true, false),
         };
-        match hierarchy.ap_table {
+        match hierarchy.ap {
             0b00 => {}
             0b01 => (pr, pw, ur, uw) = (pr, pw, false, false),
             0b10 => (pr, pw, ur, uw) = (pr, false, ur, false),
             _ => (pr, pw, ur, uw) = (pr, false, false, false),
         }
-        let px = !(bit(descriptor, 53) || hierarchy.pxn_table || uw);
-        let ux = !(bit(descriptor, 54) || hierarchy.xn_table);
+        let px = !(bit(descriptor, 53) || hierarchy.pxn || uw);
+        let ux = !(bit(descriptor, 54) || hierarchy.xn);
         if controls.pan && !access.instruction {
             let pan = ur || uw;
             pr = pr && !pan;
@@ -104,8 +104,8 @@ pub(crate) fn stage1_allows(
         privileged = Rwx { r: pr, w: pw, x: px };
         unprivileged = Rwx { r: ur, w: uw, x: ux };
     } else {
-        privileged = Rwx { r: true, w: !ap2, x: !(bit(descriptor, 54) || hierarchy.xn_table) };
-        if hierarchy.ap_table & 0b10 != 0 {
+        privileged = Rwx { r: true, w: !ap2, x: !(bit(descriptor, 54) || hierarchy.xn) };
+        if hierarchy.ap & 0b10 != 0 {
             privileged.w = false;
         }
         unprivileged = privileged;

@@ -43,7 +43,7 @@ fn read(address: u64) -> Incoming {
 
 /// An STE for stage 1 with a CD at 0x2000, one table at 0x3000 that covers 2 MiB, one page.
 fn stage1() -> Ram {
-    let cd = 25 + 18 | 1 << 30 | 1 << 31 | 5 << 32 | 1 << 41 | 1 << 45 | 1 << 46;
+    let cd = 0x2b | 1 << 30 | 1 << 31 | 5 << 32 | 1 << 41 | 1 << 45 | 1 << 46;
     Ram(BTreeMap::from([
         (0x1000, 1 | 0b101 << 1 | 0x2000),
         (0x2000, cd),
@@ -87,7 +87,7 @@ fn stage_2_is_under_tables_and_cds() {
     let mut ram = stage1();
     // 1 GiB of IPA from level 2, identity but for the page of the stage 1 table.
     *ram.0.get_mut(&0x1000).unwrap() |= 0b110 << 1;
-    ram.0.insert(0x1010, (34 | 5 << 16 | 1 << 19 | 1 << 22) << 32);
+    ram.0.insert(0x1010, (0x22 | 5 << 16 | 1 << 19 | 1 << 22) << 32);
     ram.0.insert(0x1018, 0x8000);
     ram.0.insert(0x8000, 0x9000 | 0b11);
     for page in 0..512 {

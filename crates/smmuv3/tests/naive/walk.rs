@@ -140,9 +140,9 @@ impl<M: Words> Naive<'_, M> {
                         return Err(fault(Fault::AddrSize));
                     }
                     if !had {
-                        hierarchy.ap_table |= bits(descriptor, 62, 61);
-                        hierarchy.xn_table |= bit(descriptor, 60);
-                        hierarchy.pxn_table |= bit(descriptor, 59);
+                        hierarchy.ap |= bits(descriptor, 62, 61);
+                        hierarchy.xn |= bit(descriptor, 60);
+                        hierarchy.pxn |= bit(descriptor, 59);
                     }
                     table = next;
                     level += 1;
@@ -321,7 +321,7 @@ impl<M: Words> Naive<'_, M> {
             return fault(Fault::Access);
         }
         let own = place.class != Class::In;
-        let protected = own && ste.stage1() && ste.s2_ptw && self.is_device(ste, old);
+        let protected = own && ste.stage1() && ste.s2_ptw && is_device(ste, old);
         let allowed = !protected && stage2_allows(old, hd, self.features.xnx, access);
         let mut new = old;
         if ha {
@@ -337,13 +337,13 @@ impl<M: Words> Naive<'_, M> {
         self.update(leaf.address, old, new, place)?;
         Ok(Second { pa: leaf.output, descriptor: old })
     }
+}
 
-    /// Whether a stage 2 descriptor maps its page as any Device type.
-    fn is_device(&self, ste: &Ste, descriptor: u64) -> bool {
-        if ste.s2_fwb {
-            !bit(descriptor, 4)
-        } else {
-            matches!(Memory::of_mem_attr(bits(descriptor, 5, 2)), Memory::Device(_))
-        }
+/// Whether a stage 2 descriptor maps its page as any Device type.
+fn is_device(ste: &Ste, descriptor: u64) -> bool {
+    if ste.s2_fwb {
+        !bit(descriptor, 4)
+    } else {
+        matches!(Memory::of_mem_attr(bits(descriptor, 5, 2)), Memory::Device(_))
     }
 }
