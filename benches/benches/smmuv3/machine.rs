@@ -146,7 +146,7 @@ impl<M: Memory> Machine<M> {
         Self { smmu, roots: [stage1, stage2], producer: 0 }
     }
 
-    /// Queues commands, rings the bell once and sees that all were consumed.
+    /// Queues commands, rings the bell once and waits until all were consumed.
     pub(crate) fn command(&mut self, commands: &[Command]) {
         let ring = smmuv3::wire::register::Ring::new(10);
         for command in commands {
@@ -157,7 +157,10 @@ impl<M: Memory> Machine<M> {
             self.producer = ring.next(self.producer);
         }
         self.smmu.write32(u64::from(Register::CmdqProd.offset()), self.producer);
-        assert_eq!(self.smmu.read32(u64::from(Register::CmdqCons.offset())), self.producer);
+        // A CMD_SYNC may wait for a transfer on another thread.
+        while self.smmu.read32(u64::from(Register::CmdqCons.offset())) != self.producer {
+            std::hint::spin_loop();
+        }
     }
 }
 

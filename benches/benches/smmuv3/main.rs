@@ -1,5 +1,7 @@
 //! The SMMUv3 model against floor loops and peers.
 
+mod access;
+mod invalidate;
 mod machine;
 mod translate;
 
@@ -9,5 +11,8 @@ fn main() {
     let mut report = Report::new("smmuv3", 9);
     translate::hits(&mut report);
     translate::misses(&mut report);
+    access::reads(&mut report);
+    invalidate::commands(&mut report);
+    invalidate::threads(&mut report);
     report.finish();
 }

@@ -8,6 +8,8 @@ use std::ops::{BitAnd, BitOr};
 pub const VALID: u64 = 1;
 /// Bit 1: a table above level 3, a page at level 3; a block if clear.
 pub const TABLE: u64 = 1 << 1;
+/// A table above level 3, a page at level 3.
+pub const TABLE_OR_PAGE: u64 = VALID | TABLE;
 /// Bit 10: Access flag. While it is clear the first access faults, or sets it.
 pub const AF: u64 = 1 << 10;
 /// Bit 11, stage 1: not global, so that TLB entries belong to one ASID.
@@ -101,26 +103,18 @@ impl TableAttributes {
 }
 
 impl fmt::Debug for TableAttributes {
+    /// The names of what is taken away: `APTable[1] PXNTable`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
-            (self.pxn(), "PXNTable"),
-            (self.uxn(), "UXNTable"),
-            (self.no_user(), "APTable[0]"),
             (self.read_only(), "APTable[1]"),
+            (self.no_user(), "APTable[0]"),
+            (self.uxn(), "UXNTable"),
+            (self.pxn(), "PXNTable"),
         ];
-        f.debug_set().entries(names.iter().filter(|n| n.0).map(|n| format_args_name(n.1))).finish()
+        let set: Vec<&str> = names.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+        f.write_str(if set.is_empty() { "none" } else { "" })?;
+        f.write_str(&set.join(" "))
     }
-}
-
-/// A name that `Debug` shows without quotes.
-fn format_args_name(name: &'static str) -> impl fmt::Debug {
-    struct Name(&'static str);
-    impl fmt::Debug for Name {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(self.0)
-        }
-    }
-    Name(name)
 }
 
 /// A set of permitted accesses: read, write and execute, each for unprivileged

@@ -14,28 +14,30 @@ pub enum Stage {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Granule {
     /// 4 KiB pages, 512 entries a table.
-    K4,
+    K4 = 12,
     /// 16 KiB pages, 2048 entries a table.
-    K16,
+    K16 = 14,
     /// 64 KiB pages, 8192 entries a table.
-    K64,
+    K64 = 16,
 }
 
 impl Granule {
     /// log2 of the page size in bytes.
     #[inline]
     pub const fn page_log2(self) -> u8 {
-        match self {
-            Self::K4 => 12,
-            Self::K16 => 14,
-            Self::K64 => 16,
-        }
+        self as u8
     }
 
     /// How many address bits a full table resolves.
     #[inline]
     pub const fn stride(self) -> u8 {
         self.page_log2() - 3
+    }
+
+    /// log2 of what one entry at `level` spans in bytes.
+    #[inline]
+    pub(crate) const fn shift(self, level: i8) -> u8 {
+        (self.page_log2() as i8 + self.stride() as i8 * (LAST_LEVEL - level)) as u8
     }
 
     /// log2 of the number of neighbouring leaves at `level` that the contiguous
@@ -86,18 +88,51 @@ pub enum GeometryError {
 /// The last level: its leaves are pages.
 pub const LAST_LEVEL: i8 = 3;
 
+/// Where descriptors hold addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct AddressField {
+    /// Address bits that stand in a descriptor where they belong.
+    straight: u64,
+    /// Descriptor bits that hold the address bits above those.
+    scattered: u64,
+    /// By how much `scattered` moves up.
+    shift: u8,
+}
+
+/// The field of 4K descriptors without `ds`.
+pub(crate) const FIELD_4K: AddressField = AddressField::of(Granule::K4, false, false);
+
+impl AddressField {
+    const fn of(granule: Granule, ds: bool, lpa: bool) -> Self {
+        let page = granule.page_log2();
+        let (top, scattered, shift) = match granule {
+            Granule::K64 if lpa => (47, bits(15, 12), 36),
+            Granule::K4 | Granule::K16 if ds => (49, bits(9, 8), 42),
+            Granule::K4 | Granule::K16 | Granule::K64 => (47, 0, 0),
+        };
+        Self { straight: bits(top, page), scattered, shift }
+    }
+
+    /// The address in a descriptor.
+    #[inline]
+    pub(crate) const fn decode(self, descriptor: u64) -> u64 {
+        (descriptor & self.straight) | (descriptor & self.scattered) << self.shift
+    }
+
+    /// The bits of a descriptor for an address.
+    #[inline]
+    const fn encode(self, address: u64) -> u64 {
+        (address & self.straight) | (address >> self.shift & self.scattered)
+    }
+}
+
 /// The shape of a set of translation tables, without their address.
 ///
 /// Small and `Copy`; everything that a walk needs at every step is worked out
 /// when it is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
-    /// Address bits that stand in a descriptor where they belong.
-    straight: u64,
-    /// Descriptor bits that hold the address bits above those.
-    scattered: u64,
-    /// By how much `scattered` moves up.
-    scattered_shift: u8,
+    field: AddressField,
     /// Bit `level + 1`: a block, or at level 3 a page, may stand there.
     leaf_levels: u8,
     /// Bit `level + 1`: the contiguous bit means something there.
@@ -175,16 +210,8 @@ impl Geometry {
         if !(32..=52).contains(&output_bits) {
             return Err(GeometryError::OutputBits { bits: output_bits });
         }
-        let page = granule.page_log2();
-        let (straight, scattered, scattered_shift) = match granule {
-            Granule::K4 | Granule::K16 if ds => (field(49, page), field(9, 8), 42),
-            Granule::K4 | Granule::K16 => (field(47, page), 0, 0),
-            Granule::K64 => (field(47, page), field(15, 12), 36),
-        };
         let geometry = Self {
-            straight,
-            scattered,
-            scattered_shift,
+            field: AddressField::of(granule, ds, false),
             leaf_levels: 0,
             contiguous_levels: 0,
             stage,
@@ -210,7 +237,7 @@ impl Geometry {
     #[must_use]
     pub fn with_lpa(mut self, lpa: bool) -> Self {
         if self.granule == Granule::K64 {
-            self.scattered = if lpa { field(15, 12) } else { 0 };
+            self.field = AddressField::of(self.granule, false, lpa);
             self.output_bits = if lpa { self.output_bits } else { self.output_bits.min(48) };
         }
         let first_block = match self.granule {
@@ -274,7 +301,7 @@ impl Geometry {
     /// log2 of what one entry at `level` spans in bytes.
     #[inline]
     pub fn shift(&self, level: i8) -> u8 {
-        (self.granule.page_log2() as i8 + self.granule.stride() as i8 * (LAST_LEVEL - level)) as u8
+        self.granule.shift(level)
     }
 
     /// Whether a block, or at level 3 a page, may stand at `level`.
@@ -294,25 +321,36 @@ impl Geometry {
         }
     }
 
-    /// Every size that a leaf or a contiguous group of leaves may have: bit n for
-    /// 2^n bytes. Sizes above the input size are left out.
+    /// The sizes of blocks and pages: bit n for 2^n bytes. Sizes above the input size
+    /// are left out.
+    pub fn leaf_sizes(&self) -> u64 {
+        (self.initial_level..=LAST_LEVEL)
+            .filter(|&level| self.has_leaves(level) && self.shift(level) <= self.input_bits)
+            .fold(0, |sizes, level| sizes | 1 << self.shift(level))
+    }
+
+    /// The sizes of blocks, pages and contiguous groups: bit n for 2^n bytes. Sizes
+    /// above the input size are left out.
     pub fn page_sizes(&self) -> u64 {
-        let mut sizes = 0;
-        for level in self.initial_level..=LAST_LEVEL {
-            if self.has_leaves(level) && self.shift(level) <= self.input_bits {
-                sizes |= 1 << self.shift(level);
-            }
-            if let Some(log2) = self.contiguous_log2(level) {
-                sizes |= 1 << (self.shift(level) + log2);
-            }
-        }
-        sizes
+        (self.initial_level..=LAST_LEVEL)
+            .filter_map(|level| Some(self.shift(level) + self.contiguous_log2(level)?))
+            .fold(self.leaf_sizes(), |sizes, log2| sizes | 1 << log2)
     }
 
     /// log2 of the number of entries of the initial table, concatenated ones included.
     #[inline]
     pub fn initial_entries_log2(&self) -> u8 {
         self.input_bits - self.shift(self.initial_level)
+    }
+
+    /// log2 of the number of entries of the table at `level`.
+    #[inline]
+    pub(crate) fn entries_log2(&self, level: i8) -> u8 {
+        if level == self.initial_level {
+            self.initial_entries_log2()
+        } else {
+            self.granule.stride()
+        }
     }
 
     /// log2 of size and alignment in bytes of the initial table, concatenated ones
@@ -340,20 +378,45 @@ impl Geometry {
     /// bits are still to be cleared down from its size.
     #[inline]
     pub fn address(&self, descriptor: u64) -> u64 {
-        (descriptor & self.straight) | (descriptor & self.scattered) << self.scattered_shift
+        self.field.decode(descriptor)
+    }
+
+    #[inline]
+    pub(crate) fn field(&self) -> AddressField {
+        self.field
+    }
+
+    /// Whether an address has bits above the effective output size.
+    #[inline]
+    pub fn is_beyond_output(&self, address: u64) -> bool {
+        address >> self.output_bits != 0
     }
 
     /// The reverse of [`address`](Self::address), for an address that is
     /// page-aligned and within the output size.
     #[inline]
     pub fn address_field(&self, address: u64) -> u64 {
-        (address & self.straight) | (address >> self.scattered_shift & self.scattered)
+        self.field.encode(address)
+    }
+
+    /// The first address after `address` that differs from it in scattered bits, so
+    /// that up to there the field counts like the address.
+    #[inline]
+    pub(crate) fn straight_end(&self, address: u64) -> u64 {
+        let top = if self.ds { 50 } else { 48 };
+        ((address >> top) + 1) << top
+    }
+
+    /// The bits that hold the address of a leaf of 2^`shift` bytes.
+    #[inline]
+    pub(crate) fn leaf_address_mask(&self, shift: u8) -> u64 {
+        self.field.straight & !low_bits(shift) | self.field.scattered
     }
 
     /// The bits of a descriptor that hold its address.
     #[inline]
     pub fn address_mask(&self) -> u64 {
-        self.straight | self.scattered
+        self.field.straight | self.field.scattered
     }
 }
 
@@ -362,7 +425,7 @@ const fn max_output(granule: Granule, ds: bool) -> u8 {
 }
 
 /// Bits `high` to `low`, both included.
-const fn field(high: u8, low: u8) -> u64 {
+const fn bits(high: u8, low: u8) -> u64 {
     low_bits(high + 1) & !low_bits(low)
 }
 

@@ -4,8 +4,10 @@
 //! and permissions nor updates them: the order of those faults, and what hardware
 //! may write, belong to whoever walks.
 
-use crate::format::{self, Stage1Leaf, Stage2Leaf, TableAttributes};
-use crate::geometry::{Geometry, GeometryError, Granule, LAST_LEVEL, Stage, low_bits};
+use crate::format::{CONTIGUOUS, Stage1Leaf, Stage2Leaf, TABLE_OR_PAGE, TableAttributes, VALID};
+use crate::geometry::{
+    AddressField, FIELD_4K, Geometry, GeometryError, Granule, LAST_LEVEL, Stage, low_bits,
+};
 
 /// Where a walk reads descriptors.
 ///
@@ -74,6 +76,15 @@ pub struct Position {
     pub table: u64,
     /// What the tables before it take away.
     pub attributes: TableAttributes,
+}
+
+/// The descriptor that ends a walk, whatever it is.
+struct Last {
+    level: i8,
+    shift: u8,
+    address: u64,
+    descriptor: u64,
+    table_attributes: TableAttributes,
 }
 
 /// Where a walk ended: a valid block or page.
@@ -227,7 +238,7 @@ impl Table {
         input: u64,
         memory: &mut M,
     ) -> Result<Leaf, Fault<M::Error>> {
-        if self.base >> self.geometry.output_bits() != 0 {
+        if self.geometry.is_beyond_output(self.base) {
             // Reported after an input out of range, which the hardware sees first.
             let out_of_range = input >> self.geometry.input_bits() != 0;
             return Err(if out_of_range {
@@ -252,63 +263,130 @@ impl Table {
         if input >> geometry.input_bits() != 0 {
             return Err(Fault::Translation { level: 0 });
         }
-        let stride = geometry.granule().stride();
-        let Position { mut level, mut table, mut attributes } = from;
-        let mut shift = geometry.shift(level);
-        let mut index = geometry.index(level, input);
+        // The most common shape gets a loop of constants.
+        let last = match (geometry.granule(), geometry.ds()) {
+            (Granule::K4, false) => self.descend(Granule::K4, FIELD_4K, from, input, memory)?,
+            (granule, _) => self.descend(granule, geometry.field(), from, input, memory)?,
+        };
+        self.leaf(last, input, memory)
+    }
+
+    /// Walks from a last-level table, as [`walk_from`](Self::walk_from) does, in line: for caches of
+    /// such tables.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "one read, between a cache and what is made of it")]
+    pub fn walk_last_level<M: Descriptors>(
+        &self,
+        table: u64,
+        table_attributes: TableAttributes,
+        input: u64,
+        memory: &mut M,
+    ) -> Result<Leaf, Fault<M::Error>> {
+        let granule = self.geometry.granule();
+        if input >> self.geometry.input_bits() != 0 {
+            return Err(Fault::Translation { level: 0 });
+        }
+        let (level, shift) = (LAST_LEVEL, granule.page_log2());
+        let address = table | (input >> shift & low_bits(granule.stride())) << 3;
+        let descriptor = match memory.read(address, level) {
+            Ok(descriptor) => descriptor,
+            Err(error) => return Err(Fault::Memory { level, address, error }),
+        };
+        self.leaf(Last { level, shift, address, descriptor, table_attributes }, input, memory)
+    }
+
+    /// What the descriptor means that ended a descent.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the end of both walks")]
+    fn leaf<M: Descriptors>(
+        &self,
+        last: Last,
+        input: u64,
+        memory: &mut M,
+    ) -> Result<Leaf, Fault<M::Error>> {
+        let geometry = &self.geometry;
+        let Last { level, shift, address: at, descriptor, table_attributes } = last;
+        let mut seen = |meaning| memory.seen(Step { level, address: at, descriptor, meaning });
+        // A page has bit 1 set and a block has not.
+        let expected = if level == LAST_LEVEL { TABLE_OR_PAGE } else { VALID };
+        if descriptor & TABLE_OR_PAGE != expected || !geometry.has_leaves(level) {
+            let invalid = descriptor & VALID == 0;
+            seen(if invalid { Meaning::Invalid } else { Meaning::Reserved });
+            return Err(Fault::Translation { level });
+        }
+        let address = geometry.address(descriptor) & !low_bits(shift);
+        if geometry.is_beyond_output(address) {
+            seen(Meaning::BeyondOutput { address });
+            return Err(Fault::AddressSize { level });
+        }
+        // A contiguous group is one large leaf: its outer address bits come from any of
+        // its descriptors, the inner ones from the input.
+        let joined = descriptor & CONTIGUOUS != 0;
+        let group = if joined { geometry.contiguous_log2(level) } else { None };
+        let offset = low_bits(shift + group.unwrap_or(0));
+        let output = address & !offset | input & offset;
+        seen(Meaning::Leaf { output, size_log2: shift });
+        Ok(Leaf {
+            output,
+            descriptor,
+            descriptor_address: at,
+            size_log2: shift,
+            contiguous: group.is_some(),
+            level,
+            table_attributes,
+        })
+    }
+
+    /// Follows table descriptors down to the first descriptor that is none.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "constants are passed to be folded in")]
+    fn descend<M: Descriptors>(
+        &self,
+        granule: Granule,
+        field: AddressField,
+        from: Position,
+        input: u64,
+        memory: &mut M,
+    ) -> Result<Last, Fault<M::Error>> {
+        let Position { mut level, mut table, attributes } = from;
+        let stride = granule.stride();
+        let mut shift = granule.shift(level);
+        let mut index = self.geometry.index(level, input);
+        // All table descriptors of the walk in one: a bit that any of them has.
+        let mut tables = 0;
         loop {
-            let at = table | index << 3;
-            let descriptor = match memory.read(at, level) {
+            let address = table | index << 3;
+            let descriptor = match memory.read(address, level) {
                 Ok(descriptor) => descriptor,
-                Err(error) => return Err(Fault::Memory { level, address: at, error }),
+                Err(error) => return Err(Fault::Memory { level, address, error }),
             };
-            let mut seen = |meaning| memory.seen(Step { level, address: at, descriptor, meaning });
-            let kind = descriptor & (format::VALID | format::TABLE);
-            if kind == format::VALID | format::TABLE && level < LAST_LEVEL {
-                let next = geometry.address(descriptor);
-                if next >> geometry.output_bits() != 0 {
-                    seen(Meaning::BeyondOutput { address: next });
-                    return Err(Fault::AddressSize { level });
-                }
-                if geometry.stage() == Stage::One {
-                    attributes = attributes.and(TableAttributes::of(descriptor));
-                }
-                seen(Meaning::Table(Position { level: level + 1, table: next, attributes }));
-                table = next;
-                level += 1;
-                shift -= stride;
-                index = input >> shift & low_bits(stride);
-                continue;
+            if descriptor & TABLE_OR_PAGE != TABLE_OR_PAGE || level == LAST_LEVEL {
+                let table_attributes = attributes.and(self.table_attributes(tables));
+                return Ok(Last { level, shift, address, descriptor, table_attributes });
             }
-            // A page has bit 1 set and a block has not.
-            let page = level == LAST_LEVEL;
-            let expected = if page { format::VALID | format::TABLE } else { format::VALID };
-            if kind != expected || !geometry.has_leaves(level) {
-                let invalid = descriptor & format::VALID == 0;
-                seen(if invalid { Meaning::Invalid } else { Meaning::Reserved });
-                return Err(Fault::Translation { level });
-            }
-            let address = geometry.address(descriptor) & !low_bits(shift);
-            if address >> geometry.output_bits() != 0 {
-                seen(Meaning::BeyondOutput { address });
+            let next = field.decode(descriptor);
+            if self.geometry.is_beyond_output(next) {
+                let meaning = Meaning::BeyondOutput { address: next };
+                memory.seen(Step { level, address, descriptor, meaning });
                 return Err(Fault::AddressSize { level });
             }
-            // A contiguous group is one large leaf: its outer address bits come from
-            // any of its descriptors, the inner ones from the input.
-            let joined = descriptor & format::CONTIGUOUS != 0;
-            let group = if joined { geometry.contiguous_log2(level) } else { None };
-            let offset = low_bits(shift + group.unwrap_or(0));
-            let output = address & !offset | input & offset;
-            seen(Meaning::Leaf { output, size_log2: shift });
-            return Ok(Leaf {
-                output,
-                descriptor,
-                descriptor_address: at,
-                size_log2: shift,
-                contiguous: group.is_some(),
-                level,
-                table_attributes: attributes,
-            });
+            tables |= descriptor;
+            let attributes = attributes.and(self.table_attributes(tables));
+            let meaning = Meaning::Table(Position { level: level + 1, table: next, attributes });
+            memory.seen(Step { level, address, descriptor, meaning });
+            table = next;
+            level += 1;
+            shift -= stride;
+            index = input >> shift & low_bits(stride);
+        }
+    }
+
+    /// What table descriptors take away: nothing at stage 2, where the bits are reserved.
+    #[inline]
+    fn table_attributes(&self, descriptors: u64) -> TableAttributes {
+        match self.geometry.stage() {
+            Stage::One => TableAttributes::of(descriptors),
+            Stage::Two => TableAttributes::NONE,
         }
     }
 }

@@ -304,3 +304,11 @@ fn tables_that_point_to_themselves_end() {
     let leaf = table.walk(0xabc, &mut memory).unwrap();
     assert_eq!((leaf.output, leaf.level, memory.reads), (0x10_0abc, 3, 5));
 }
+
+#[test]
+fn what_is_taken_away_and_permitted_can_be_read() {
+    let tables = TableAttributes::of(1 << 62 | 1 << 59);
+    assert_eq!(format!("{tables:?} {:?}", TableAttributes::NONE), "APTable[1] PXNTable none");
+    let some = Permissions::READ | Permissions::PRIVILEGED_EXECUTE;
+    assert_eq!(format!("{some:?}"), "r--/r-x");
+}

@@ -98,7 +98,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             (Eats::Full, _) => Err(Refused::Abort),
             (Eats::SplitStage, Some(stage2)) => {
                 let wanted = context.wanted(&transaction);
-                let before = Some(self.tlb.before(&context.space, &context.vm));
+                let before = Some(self.before(&context));
                 let mut walker = Walker {
                     memory: &self.memory,
                     tlb: &self.tlb,
@@ -166,7 +166,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if ste.eats == Eats::Disabled {
             return Err(self.bad_request(request));
         }
-        let before = |context: &Context| Some(self.tlb.before(&context.space, &context.vm));
+        let before = |context: &Context| Some(self.before(context));
         let context =
             match self.fetch_context(request.stream_id, request.substream_id, before, &mut ()) {
                 Ok(context) => context,
@@ -195,7 +195,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         let privileged = context.wanted(transaction).privileged;
         let try_access = |write: bool, instruction: bool| {
-            let before = Some(self.tlb.before(&context.space, &context.vm));
+            let before = Some(self.before(context));
             let mut walker = Walker {
                 memory: &self.memory,
                 tlb: &self.tlb,

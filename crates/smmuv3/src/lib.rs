@@ -1,4 +1,12 @@
-//! A register-accurate model of the Arm SMMUv3 (Arm IHI 0070).
+#![doc = include_str!("../README.md")]
+//!
+//! # Where things are
+//!
+//! [`wire`] knows encodings and nothing else. `registers` is the bus; `front` the state behind it, with `commands` (the
+//! SMMU as consumer) and `queues` (as producer). `fetch` finds STEs and CDs, `config` decodes them into a context once,
+//! `translate` walks; a fault is neutral until `requester` turns it into an event. `cache` remembers: `slot` is an
+//! entry read without a lock, `generation` forgets address spaces in constant time, `in_flight` is why a `CMD_SYNC`
+//! means what it says.
 #![forbid(unsafe_code)]
 // The hit path is one function in the end.
 #![allow(clippy::inline_always)]

@@ -7,7 +7,7 @@ use pagetable::Permissions;
 use crate::attributes::Attributes;
 use crate::cache::generation::Space;
 use crate::cache::in_flight::Marker;
-use crate::cache::tlb::{Tags, Tlb};
+use crate::cache::tlb::{Before, Tags, Tlb};
 use crate::config::{Context, Overrides, Stream};
 use crate::explain::{Explanation, Recorder, Step};
 use crate::fault::{Fault, Origin};
@@ -177,7 +177,7 @@ impl Hot {
                 | if wanted.instruction { INSTRUCTION } else { 0 }
         });
         let tbi = context.stage1.as_ref().is_some_and(|stage1| stage1.tbi.contains(&true));
-        let tags = tlb.tags(&context.space);
+        let tags = tlb.tags(&context.space, &context.vm);
         Self {
             key,
             changes,
@@ -369,10 +369,11 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         let tlb = &self.smmu.tlb;
         let changes = tlb.changes();
         let hot = &mut self.hot[slot];
+        let Some(context) = &self.contexts[slot] else { return false };
         if hot.stamp != tlb.stream(stream_id) {
             return false;
         }
-        hot.tags = tlb.tags(&hot.space);
+        hot.tags = tlb.tags(&context.space, &context.vm);
         hot.changes = changes;
         true
     }
@@ -402,22 +403,18 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         let smmu = &**smmu;
         // Before anything is read: what is read later may be newer, never older.
         let changes = smmu.tlb.changes();
-        let stamp = smmu.tlb.stream(transaction.stream_id);
-        let known = hot[slot].key == key && hot[slot].stamp == stamp && !transaction.translated;
-        if !known {
+        let current = hot[slot].key == key && hot[slot].changes == changes;
+        if !current || transaction.translated {
             if transaction.translated {
                 return smmu.translated(transaction);
             }
             if !smmu.live.cr0().smmuen() {
                 return smmu.disabled(transaction);
             }
-            let before = |context: &Context| Some(smmu.tlb.before(&context.space, &context.vm));
-            match smmu.fetch_context(
-                transaction.stream_id,
-                transaction.substream_id,
-                before,
-                &mut (),
-            ) {
+            let stamp = smmu.tlb.stream(transaction.stream_id);
+            let before = |context: &Context| Some(smmu.before(context));
+            let (sid, ssid) = (transaction.stream_id, transaction.substream_id);
+            match smmu.fetch_context(sid, ssid, before, &mut ()) {
                 Ok(context) => {
                     hot[slot] = Hot::new(key, changes, stamp, &context, &smmu.tlb);
                     contexts[slot] = Some(context);
@@ -426,21 +423,26 @@ impl<M: Memory, F: Fence> Requester<M, F> {
             }
         }
         match &contexts[slot] {
-            Some(context) => smmu.walk(context, transaction),
+            Some(context) => smmu.walk(context, transaction, smmu.tlb.before(hot[slot].tags)),
             None => Err(Refused::Abort),
         }
     }
 }
 
 impl<M: Memory, F: Fence> Smmu<M, F> {
-    fn walk(&self, context: &Context, transaction: &Transaction) -> Result<Translation, Refused> {
+    #[inline(always)]
+    fn walk(
+        &self,
+        context: &Context,
+        transaction: &Transaction,
+        before: Before,
+    ) -> Result<Translation, Refused> {
         if context.abort {
             return Err(Refused::Abort);
         }
         let wanted = context.wanted(transaction);
         let canonical = context.canonical(transaction.address);
-        let before =
-            Some(self.tlb.before(&context.space, &context.vm)).filter(|_| representable(canonical));
+        let before = Some(before).filter(|_| representable(canonical));
         let mut walker = Walker {
             memory: &self.memory,
             tlb: &self.tlb,

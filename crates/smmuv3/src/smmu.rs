@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::cache::in_flight::InFlight;
-use crate::cache::tlb::Tlb;
-use crate::config::Rules;
+use crate::cache::tlb::{Before, Tlb};
+use crate::config::{Context, Rules};
 use crate::front::{Effect, Front};
 use crate::options::{Options, OptionsError};
 use crate::platform::{AtcCompletion, Devices, Interrupts, Memory};
@@ -115,6 +115,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     /// A port for a device, or for one thread of it: transactions enter here.
     pub fn requester(self: &Arc<Self>) -> Requester<M, F> {
         Requester::new(self.clone())
+    }
+
+    /// The state of the caches before a walk in `context` reads anything.
+    pub(crate) fn before(&self, context: &Context) -> Before {
+        self.tlb.before(self.tlb.tags(&context.space, &context.vm))
     }
 
     pub(crate) fn rules(&self) -> Rules<'_> {

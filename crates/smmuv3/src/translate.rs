@@ -4,12 +4,12 @@
 //! here with what an event record needs, and it is [`fault`](crate::fault) that makes the record.
 
 use pagetable::{
-    Descriptors, Fault as WalkFault, Granule, LAST_LEVEL, Leaf, Permissions, Position,
-    Shareability, Step as WalkStep, TableAttributes,
+    Descriptors, Fault as WalkFault, Granule, LAST_LEVEL, Leaf, Permissions, Shareability,
+    Step as WalkStep, TableAttributes,
 };
 
 use crate::attributes::Attributes;
-use crate::cache::tlb::{Before, Data, Tlb};
+use crate::cache::tlb::{Before, Data, LARGE, Tlb};
 use crate::config::{Context, FaultControls, Half, Stage1, Stage2};
 use crate::explain::{Recorder, Step};
 use crate::fault::Fault;
@@ -144,13 +144,10 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         }
     }
 
+    #[inline(always)]
     fn fill(&self, address: u64, size: u32, scope: u32, data: Data, before: &Before) {
         // A large entry holds the address of its 2 MiB.
-        let data = if size >= crate::cache::tlb::LARGE {
-            Data::from_raw(data.raw() & !0x1f_f000)
-        } else {
-            data
-        };
+        let data = if size >= LARGE { Data::from_raw(data.raw() & !0x1f_f000) } else { data };
         self.tlb.fill(&self.context.space, address, size, scope, data, before);
     }
 
@@ -228,6 +225,7 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one finished stage 1")]
+    #[inline(always)]
     fn after_stage1(
         &mut self,
         stage1: &Stage1,
@@ -294,6 +292,7 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
 
     /// Stage 1 up to its leaf, and where the leaf's descriptor is if no second translation is
     /// needed to know.
+    #[inline(always)]
     fn walk_stage1(
         &mut self,
         stage1: &Stage1,
@@ -304,17 +303,13 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         let geometry = half.table.geometry();
         let cacheable = geometry.granule() == Granule::K4 && geometry.initial_level() < LAST_LEVEL;
         if cacheable
-            && self.before.is_some()
-            && let Some(data) = self.tlb.lookup_stage1_table(&self.context.space, canonical)
+            && let Some(before) = &self.before
+            && let Some(data) = self.tlb.lookup_stage1_table(&self.context.space, canonical, before)
         {
-            let position = Position {
-                level: LAST_LEVEL,
-                table: data.address(),
-                attributes: TableAttributes::from_bits(data.permissions()),
-            };
+            let attributes = TableAttributes::from_bits(data.permissions());
             let mut direct =
                 Direct { memory: self.memory, stage: 1, recorder: &mut *self.recorder };
-            match half.table.walk_from(position, input, &mut direct) {
+            match half.table.walk_last_level(data.address(), attributes, input, &mut direct) {
                 Ok(leaf)
                     if self.context.stage2.is_none()
                         || leaf.stage1().accessed() && !leaf.stage1().writable_clean() =>
@@ -360,8 +355,10 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         class: Class,
     ) -> Result<Output, Fault> {
         let need = wanted.permissions();
-        if let Some(_) = self.before
-            && let Some((data, size)) = self.tlb.lookup_stage2(&self.context.vm, ipa)
+        // Tables are met again and again; a page of data has its own entry among the combined ones.
+        let pages = class != Class::In;
+        if let Some(before) = &self.before
+            && let Some((data, size)) = self.tlb.lookup_stage2(&self.context.vm, ipa, pages, before)
         {
             let permissions = Permissions::from_bits(data.permissions());
             if permissions.contains(need) && !(stage2.ptw && class != Class::In) {
@@ -432,9 +429,11 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
                 memory: view.mem_attr(),
                 shareability: stage2.shareability.unwrap_or_else(|| view.shareability()),
             };
-            if let Some(before) = &self.before {
-                let page =
-                    if output.size >= crate::cache::tlb::LARGE { !0x1f_ffff } else { !0xfff };
+            let block = output.size >= LARGE;
+            if let Some(before) = &self.before
+                && (pages || block)
+            {
+                let page = if block { !0x1f_ffff } else { !0xfff };
                 let data = Data::new(
                     output.address & page,
                     permissions.bits(),
@@ -449,6 +448,7 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         Err(Fault::walk_abort(true, class, 0))
     }
 
+    #[inline(always)]
     fn walk_stage2(
         &mut self,
         stage2: &Stage2,
@@ -459,17 +459,15 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         let granule4k = stage2.table.geometry().granule() == Granule::K4;
         let mut direct = Direct { memory: self.memory, stage: 2, recorder: &mut *self.recorder };
         let cached = match &self.before {
-            Some(_) if granule4k => self.tlb.lookup_stage2_table(&self.context.vm, ipa),
+            Some(before) if granule4k => {
+                self.tlb.lookup_stage2_table(&self.context.vm, ipa, before)
+            }
             _ => None,
         };
         let result = match cached {
             Some(data) => {
                 let attributes = TableAttributes::NONE;
-                stage2.table.walk_from(
-                    Position { level: LAST_LEVEL, table: data.address(), attributes },
-                    ipa,
-                    &mut direct,
-                )
+                stage2.table.walk_last_level(data.address(), attributes, ipa, &mut direct)
             }
             None => stage2.table.walk(ipa, &mut direct),
         };

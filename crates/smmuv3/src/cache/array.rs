@@ -87,7 +87,7 @@ impl Array {
         address: u64,
         scope: u32,
         data: Data,
-        stamp: u32,
+        tag: u64,
         clock: &Clock,
         epoch: Epoch,
     ) {
@@ -99,7 +99,7 @@ impl Array {
         // Whoever clears slots ticks first and then locks: either that lock comes after ours and
         // clears what we store, or ours comes after it and we see the tick.
         if clock.now().0 == epoch.0 {
-            slot.set([space.regime | page & PAGE, tag(stamp, space), data.raw()]);
+            slot.set([space.regime | page & PAGE, tag, data.raw()]);
         }
     }
 

@@ -43,11 +43,11 @@ impl System {
     fn transaction(&self, marker: &Marker) -> u64 {
         self.in_flight.begin(marker);
         let space = space();
-        let tags = self.tlb.tags(&space);
+        let tags = self.tlb.tags(&space, &Space::stage2(1));
         let address = match self.tlb.lookup(&space, &tags, INPUT) {
             Some((data, _)) => data.address(),
             None => {
-                let before = self.tlb.before(&space, &Space::stage2(1));
+                let before = self.tlb.before(tags);
                 let address = self.descriptor.load(Ordering::Acquire);
                 let data = Data::new(address, 0x3f, false, 0, 0);
                 self.tlb.fill(&space, INPUT, 12, 12, data, &before);

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::array::{Array, Clock, Epoch, tag};
-use super::generation::{Generations, Space, Stamp, StreamWorld};
+use super::generation::{Generations, Space, StreamWorld};
 use crate::sync::AtomicBool;
 
 /// Log2 of the page size of the small entries, in bytes. Every granule is a multiple of it.
@@ -19,16 +19,16 @@ pub struct TlbSize {
     pub small_log2: u8,
     /// Combined translations of 2 MiB.
     pub large_log2: u8,
-    /// Stage 2 translations of 4 KiB, used by nested walks.
+    /// Stage 2 translations of 4 KiB: of pages that hold tables.
     pub stage2_log2: u8,
     /// Each of: stage 2 blocks, last-level stage 1 tables, last-level stage 2 tables.
     pub walk_log2: u8,
 }
 
 impl Default for TlbSize {
-    /// 512 KiB.
+    /// 416 KiB.
     fn default() -> Self {
-        Self { small_log2: 13, large_log2: 10, stage2_log2: 12, walk_log2: 10 }
+        Self { small_log2: 13, large_log2: 10, stage2_log2: 10, walk_log2: 10 }
     }
 }
 
@@ -101,20 +101,20 @@ impl Data {
     }
 }
 
-/// What the caches were when a walk began; what the walk finds is cached for that state only.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Before {
-    leaf: Stamp,
-    table: u32,
-    stage2: u32,
-    epoch: Epoch,
-}
-
-/// The tags of the current entries of a space.
+/// The tags of the current entries of a context, as of some [`Generations::changes`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tags {
     asid: u64,
     global: u64,
+    table: u64,
+    stage2: u64,
+}
+
+/// What the caches were before a walk read anything; what it finds is cached for that state only.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Before {
+    tags: Tags,
+    epoch: Epoch,
 }
 
 /// See the module.
@@ -161,11 +161,16 @@ impl Tlb {
         self.generations.stream(stream_id)
     }
 
-    /// What the entries of a space must carry to be current.
-    #[inline]
-    pub(crate) fn tags(&self, space: &Space) -> Tags {
-        let stamp = self.generations.leaf(space);
-        Tags { asid: tag(stamp.asid, space), global: tag(stamp.global, space) }
+    /// What the entries of a context must carry to be current: of its combined translations' space,
+    /// and of its stage 2's.
+    pub(crate) fn tags(&self, space: &Space, vm: &Space) -> Tags {
+        let leaf = self.generations.leaf(space);
+        Tags {
+            asid: tag(leaf.asid, space),
+            global: tag(leaf.global, space),
+            table: tag(self.generations.table(space), space),
+            stage2: tag(self.generations.stage2(vm), vm),
+        }
     }
 
     /// The combined translation of `address` and the log2 of its page's size. `address` is sign-extended from
@@ -185,15 +190,10 @@ impl Tlb {
         self.large.lookup(space, address, wanted).map(|data| (data, LARGE))
     }
 
-    /// To be called before a walk reads anything.
+    /// To be called before a walk reads anything, with tags that are current.
     #[inline]
-    pub(crate) fn before(&self, space: &Space, vm: &Space) -> Before {
-        Before {
-            leaf: self.generations.leaf(space),
-            table: self.generations.table(space),
-            stage2: self.generations.stage2(vm),
-            epoch: self.clock.now(),
-        }
+    pub(crate) fn before(&self, tags: Tags) -> Before {
+        Before { tags, epoch: self.clock.now() }
     }
 
     /// Remembers a combined translation: `data` for the `1 << size` bytes around `address`, which
@@ -208,36 +208,48 @@ impl Tlb {
         data: Data,
         before: &Before,
     ) {
-        let stamp = if data.global() {
+        let tag = if data.global() {
             self.global.store(true, Ordering::Release);
-            before.leaf.global
+            before.tags.global
         } else {
-            before.leaf.asid
+            before.tags.asid
         };
         let array = if size >= LARGE { &self.large } else { &self.small };
-        array.fill(space, address, scope, data, stamp, &self.clock, before.epoch);
+        array.fill(space, address, scope, data, tag, &self.clock, before.epoch);
     }
 
-    /// The stage 2 translation of `ipa` and the log2 of its page's size. `vm` is the stage 2 space.
+    /// The stage 2 translation of `ipa` and the log2 of its page's size; of small pages only with
+    /// `pages`. `vm` is the stage 2 space.
     #[inline]
-    pub(crate) fn lookup_stage2(&self, vm: &Space, ipa: u64) -> Option<(Data, u32)> {
-        let stamp = tag(self.generations.stage2(vm), vm);
-        if let Some(data) = self.stage2.lookup(vm, ipa, |_| stamp) {
+    pub(crate) fn lookup_stage2(
+        &self,
+        vm: &Space,
+        ipa: u64,
+        pages: bool,
+        before: &Before,
+    ) -> Option<(Data, u32)> {
+        let tag = before.tags.stage2;
+        if pages && let Some(data) = self.stage2.lookup(vm, ipa, |_| tag) {
             return Some((data, SMALL));
         }
-        self.stage2_blocks.lookup(vm, ipa, |_| stamp).map(|data| (data, LARGE))
+        self.stage2_blocks.lookup(vm, ipa, |_| tag).map(|data| (data, LARGE))
     }
 
     #[inline]
     pub(crate) fn fill_stage2(&self, vm: &Space, ipa: u64, size: u32, data: Data, before: &Before) {
         let array = if size >= LARGE { &self.stage2_blocks } else { &self.stage2 };
-        array.fill(vm, ipa, size, data, before.stage2, &self.clock, before.epoch);
+        array.fill(vm, ipa, size, data, before.tags.stage2, &self.clock, before.epoch);
     }
 
     /// The last-level stage 1 table for the 2 MiB around `address`.
     #[inline]
-    pub(crate) fn lookup_stage1_table(&self, space: &Space, address: u64) -> Option<Data> {
-        let stamp = tag(self.generations.table(space), space);
+    pub(crate) fn lookup_stage1_table(
+        &self,
+        space: &Space,
+        address: u64,
+        before: &Before,
+    ) -> Option<Data> {
+        let stamp = before.tags.table;
         self.stage1_tables.lookup(space, address, |_| stamp)
     }
 
@@ -254,7 +266,7 @@ impl Tlb {
             address,
             LARGE,
             data,
-            before.table,
+            before.tags.table,
             &self.clock,
             before.epoch,
         );
@@ -262,14 +274,27 @@ impl Tlb {
 
     /// The last-level stage 2 table for the 2 MiB around `ipa`.
     #[inline]
-    pub(crate) fn lookup_stage2_table(&self, vm: &Space, ipa: u64) -> Option<Data> {
-        let stamp = tag(self.generations.stage2(vm), vm);
+    pub(crate) fn lookup_stage2_table(
+        &self,
+        vm: &Space,
+        ipa: u64,
+        before: &Before,
+    ) -> Option<Data> {
+        let stamp = before.tags.stage2;
         self.stage2_tables.lookup(vm, ipa, |_| stamp)
     }
 
     #[inline]
     pub(crate) fn fill_stage2_table(&self, vm: &Space, ipa: u64, data: Data, before: &Before) {
-        self.stage2_tables.fill(vm, ipa, LARGE, data, before.stage2, &self.clock, before.epoch);
+        self.stage2_tables.fill(
+            vm,
+            ipa,
+            LARGE,
+            data,
+            before.tags.stage2,
+            &self.clock,
+            before.epoch,
+        );
     }
 
     /// `CMD_CFGI_*` of `1 << log2` streams around `stream_id`.
