@@ -7,10 +7,11 @@ use smmuv3::wire::Event;
 use smmuv3::{Attributes, Options, Refused, Shareability, Transaction, Translation};
 
 use super::dice::Dice;
+use super::live::{Invalidation, Issued, invalidation};
 use super::plan::Plan;
 use super::rig::Rig;
 use crate::naive::attributes::{Attributes as NaiveAttributes, Cache, Hints, Memory, Share};
-use crate::naive::{Answer, End, Incoming, answer};
+use crate::naive::{Answer, End, Incoming, Read, Role, Words, answer};
 
 /// What came of many cases.
 #[derive(Clone, Default, Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct Tally {
     pub updates: u64,
     /// Tags whose configuration differs, so that everything had to be invalidated in between.
     pub conflicts: u64,
+    /// Changes of tables that were in use.
+    pub changes: u64,
     /// Differences that were gone after an invalidation which hardware updates made necessary.
     pub stale: u64,
     /// The tables are such that anything may happen.
@@ -71,6 +74,8 @@ pub(crate) struct Duel {
     stage2: HashMap<u64, Option<[u64; 8]>>,
     /// Descriptors were updated since.
     updated: bool,
+    /// What caches may remember.
+    history: Vec<Issued>,
 }
 
 impl Duel {
@@ -81,6 +86,7 @@ impl Duel {
             tags: HashMap::new(),
             stage2: HashMap::new(),
             updated: false,
+            history: Vec::new(),
         }
     }
 
@@ -109,6 +115,9 @@ impl Duel {
                 attributes: incoming_attributes(d),
             };
             let probe = d.word();
+            if plan.live && d.chance(150) {
+                self.change(&plan, d);
+            }
             if only.is_some_and(|only| only != case) {
                 continue;
             }
@@ -158,6 +167,52 @@ impl Duel {
         address
     }
 
+    /// Software changes something that a recent transaction depended on, and invalidates what it must.
+    fn change(&mut self, plan: &Plan, d: &mut Dice) {
+        let Some(issued) = self.history.get(d.below(self.history.len().max(1) as u64) as usize)
+        else {
+            return;
+        };
+        if issued.trace.is_empty() {
+            return;
+        }
+        let read = issued.trace[d.below(issued.trace.len() as u64) as usize];
+        let whole = matches!(read.role, Role::Ste | Role::Cd);
+        let (first, count) = if whole { (read.address & !63, 8) } else { (read.address, 1) };
+        let other = plan.otherwise(d.word());
+        for n in 0..count {
+            let at = first + n * 8;
+            let Some(mut word) = other.word(at) else { continue };
+            if !whole && d.chance(200) {
+                word = self.rig.ram.word(at).map_or(word, |old| old ^ 1);
+            }
+            self.rig.ram.poke(at, word);
+        }
+        self.tally.changes += 1;
+        let changed = |read: &Read| {
+            let words = if matches!(read.role, Role::Ste | Role::Cd) { 8 } else { 1 };
+            read.address < first + count * 8 && first < read.address + words * 8
+        };
+        let mut all = Invalidation::default();
+        for issued in &self.history {
+            let one = invalidation(issued, &changed, &self.rig.features, d);
+            for command in one.commands {
+                if !all.commands.contains(&command) {
+                    all.commands.push(command);
+                }
+            }
+            all.forgotten.extend(one.forgotten);
+        }
+        if all.commands.len() > 50 {
+            return self.flush();
+        }
+        for (world, vmid) in all.forgotten {
+            self.tags.retain(|(w, v, _), _| (*w, *v) != (world, vmid));
+            self.stage2.retain(|key, _| key & 0xffff != vmid);
+        }
+        self.rig.invalidate(&all.commands);
+    }
+
     fn flush(&mut self) {
         self.rig.flush();
         self.forget();
@@ -167,6 +222,7 @@ impl Duel {
         self.tags.clear();
         self.stage2.clear();
         self.updated = false;
+        self.history.clear();
     }
 
     fn case(
@@ -218,6 +274,15 @@ impl Duel {
             *self.tally.kinds.entry(record[0] & 0xff).or_default() += 1;
         }
         self.tally.translated += u64::from(found.is_ok());
+        if plan.live {
+            self.history.push(Issued {
+                stream: incoming.stream,
+                substream: incoming.substream,
+                address: incoming.address,
+                tags: answer.tags,
+                trace: answer.trace.clone(),
+            });
+        }
         let verdict = compare_end(&answer, &found)
             .and_then(|()| compare_record(&answer, &found, count, record))
             .and_then(|()| compare_updates(&answer, &log))

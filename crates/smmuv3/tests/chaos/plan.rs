@@ -57,6 +57,8 @@ pub(crate) struct Plan {
     pub cr2: u32,
     pub gbpa: u32,
     pub enabled: bool,
+    /// Software changes its tables as it goes.
+    pub live: bool,
 }
 
 impl Plan {
@@ -125,6 +127,8 @@ impl Plan {
             cr2: d.bits(2) as u32,
             gbpa: (d.bits(21) & 0x000f_3f1f) as u32 | u32::from(d.chance(200)) << 20,
             enabled: d.chance(980),
+            // Hardware updates and contiguous groups would leave open what caches may hold.
+            live: !httu && !contiguous && d.chance(700),
         }
     }
 
@@ -143,6 +147,11 @@ impl Plan {
             STES..PARTS => self.ste(address & !63)[within],
             _ => self.descriptor(address),
         })
+    }
+
+    /// The same world with other content: what software might write over its memory.
+    pub(crate) fn otherwise(&self, salt: u64) -> Self {
+        Self { seed: self.seed ^ mix(salt), ..self.clone() }
     }
 
     /// Whether 64-byte structures are at an address.

@@ -102,6 +102,13 @@ impl Ram {
         state.lines.fill((NOWHERE, [None; 8]));
     }
 
+    /// Software writes a word, where there is memory.
+    pub(crate) fn poke(&self, address: u64, word: u64) {
+        let mut state = self.0.lock();
+        let _ = state.store(address, word);
+        state.log.clear();
+    }
+
     /// What was written to other places than queues since the last call.
     pub(crate) fn take_log(&self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.0.lock().log)

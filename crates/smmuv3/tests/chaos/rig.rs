@@ -107,6 +107,11 @@ impl Rig {
         self.command(&[[0x44 | 1 << 13 | u64::from(stream) << 32, u64::from(stag)], SYNC]);
     }
 
+    /// Invalidates what the commands say.
+    pub(crate) fn invalidate(&mut self, commands: &[[u64; 2]]) {
+        self.command(&[commands, &[SYNC]].concat());
+    }
+
     fn command(&mut self, commands: &[[u64; 2]]) {
         for command in commands {
             let index = self.commands & ((1 << LOG2) - 1);

@@ -2,7 +2,7 @@
 
 use super::features::Features;
 use super::permissions::Regime;
-use super::{Naive, Words, bit, bits};
+use super::{Naive, Role, Words, bit, bits};
 
 /// A structure of 512 bits, with bits numbered as in the specification's field lists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -471,6 +471,7 @@ impl<M: Words> Naive<'_, M> {
             };
             let base = align(base, (log2size + 3).saturating_sub(split).max(6));
             let at = base + (sid >> split) * 8;
+            self.note(at, Role::L1Std);
             let Some(l1std) = self.fetch(at) else {
                 return Located::External(at);
             };
@@ -483,6 +484,7 @@ impl<M: Words> Naive<'_, M> {
         } else {
             align(base, log2size + 6) + sid * 64
         };
+        self.note(at, Role::Ste);
         match self.fetch_structure(at) {
             Some(words) => Located::Ste(words),
             None => Located::External(at),

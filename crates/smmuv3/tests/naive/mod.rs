@@ -76,6 +76,35 @@ pub(crate) struct Update {
     pub value: u64,
 }
 
+/// A structure or descriptor that was read: what invalidations have to be about, if it changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Read {
+    pub address: u64,
+    pub role: Role,
+}
+
+/// What a [`Read`] was for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Role {
+    L1Std,
+    Ste,
+    L1Cd,
+    Cd,
+    /// A descriptor of stage 1.
+    First(Descriptor),
+    /// A descriptor of stage 2, for an IPA.
+    Second(Descriptor, record::Place),
+}
+
+/// Where in a walk a descriptor stood.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Descriptor {
+    /// log2.
+    pub granule: u64,
+    pub level: i64,
+    pub leaf: bool,
+}
+
 /// What a TLB may have tagged entries of this transaction with, and the configuration that
 /// software must not vary under one tag (§5.2.1, §5.4.1).
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,6 +129,7 @@ pub(crate) struct Answer {
     /// sets AF; §13.4.4: stage 1 may be updated though stage 2 faults).
     pub may: Vec<Update>,
     pub tags: Tags,
+    pub trace: Vec<Read>,
     /// Parts of the output attributes are CONSTRAINED UNPREDICTABLE.
     pub vague: bool,
     /// Tables that are such that anything may happen: contiguous groups whose members differ, descriptors that stage
@@ -128,6 +158,7 @@ pub(crate) struct Naive<'a, M> {
     /// Set while whatever is updated need not be.
     pub optional: Cell<bool>,
     pub tags: Cell<Tags>,
+    pub trace: RefCell<Vec<Read>>,
     pub vague: Cell<bool>,
     pub unpredictable: Cell<bool>,
     /// How many updates there were before stage 1's own.
@@ -154,6 +185,7 @@ pub(crate) fn answer<M: Words>(
         may: RefCell::default(),
         optional: Cell::new(false),
         tags: Cell::default(),
+        trace: RefCell::default(),
         vague: Cell::new(false),
         unpredictable: Cell::new(false),
         mark: Cell::new(0),
@@ -174,6 +206,7 @@ pub(crate) fn answer<M: Words>(
         must: naive.must.into_inner(),
         may: naive.may.into_inner(),
         tags: naive.tags.get(),
+        trace: naive.trace.into_inner(),
         vague: naive.vague.get(),
     }
 }
@@ -182,6 +215,10 @@ impl<M: Words> Naive<'_, M> {
     fn roles_mix(&self) -> bool {
         let second = self.second.borrow();
         self.first.borrow().iter().any(|address| second.contains(address))
+    }
+
+    pub(crate) fn note(&self, address: u64, role: Role) {
+        self.trace.borrow_mut().push(Read { address, role });
     }
 
     /// Memory, with the updates made so far.

@@ -4,7 +4,7 @@ use super::attributes::{Attributes, Overrides};
 use super::configuration::{Cd, Located, Ste};
 use super::permissions::{Access, Regime};
 use super::record::{Class, Fault, Place, Record, Who};
-use super::{End, Naive, Step, Stop, Words, bit, bits};
+use super::{End, Naive, Role, Step, Stop, Words, bit, bits};
 
 impl<M: Words> Naive<'_, M> {
     /// The transaction as a record names it, before any override.
@@ -180,6 +180,7 @@ impl<M: Words> Naive<'_, M> {
                 let lowest = (max + 3).saturating_sub(split).max(6);
                 let at = (ste.s1_context_ptr >> lowest << lowest) + (ssid >> split) * 8;
                 let pa = self.cd_address(ste, at)?;
+                self.note(pa, Role::L1Cd);
                 let Some(l1cd) = self.load(pa) else {
                     return Err(abort(Some(Record::cd_fetch(&who, pa))));
                 };
@@ -195,6 +196,7 @@ impl<M: Words> Naive<'_, M> {
             }
         };
         let pa = self.cd_address(ste, at)?;
+        self.note(pa, Role::Cd);
         let Some(words) = self.fetch_structure(pa) else {
             return Err(abort(Some(Record::cd_fetch(&who, pa))));
         };

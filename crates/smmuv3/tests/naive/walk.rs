@@ -5,7 +5,7 @@ use super::attributes::{Attributes, Memory};
 use super::configuration::{Cd, Ste};
 use super::permissions::{Access, Controls, Hierarchy, stage1_allows, stage2_allows};
 use super::record::{Class, Fault, Place};
-use super::{Naive, Step, Stop, Update, Words, bit, bits};
+use super::{Descriptor, Naive, Role, Step, Stop, Update, Words, bit, bits};
 
 /// What both stages' walks have in common.
 #[derive(Clone, Copy, Debug)]
@@ -130,10 +130,22 @@ impl<M: Words> Naive<'_, M> {
                 }
                 Stage::Two(_, place) => (at, place),
             };
-            let Some(descriptor) = self.load(address) else {
+            let read = self.load(address);
+            let kind =
+                read.map_or(Kind::Invalid, |word| shape.kind(word, level, self.features.oas));
+            let leaf = matches!(kind, Kind::Leaf(_));
+            let which = Descriptor { granule: shape.granule, level, leaf };
+            self.note(
+                address,
+                match stage {
+                    Stage::One(..) => Role::First(which),
+                    Stage::Two(_, place) => Role::Second(which, place),
+                },
+            );
+            let Some(descriptor) = read else {
                 return Err(self.external(place, address));
             };
-            match shape.kind(descriptor, level, self.features.oas) {
+            match kind {
                 Kind::Invalid => return Err(fault(Fault::Translation)),
                 Kind::Table(next) => {
                     if next >> shape.oasize != 0 {
