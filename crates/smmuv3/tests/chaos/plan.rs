@@ -96,7 +96,7 @@ impl Plan {
             t1sz,
             s2_t0sz,
             odd: d.pick(&[0, 0, 0, 1, 5, 20, 80]),
-            blocks: d.pick(&[0, 0, 5, 20, 100]),
+            blocks: d.pick(&[0, 0, 20, 60, 150]),
             unaccessed: d.pick(if httu { &[100, 300, 600] } else { &[0, 0, 3, 50] }),
             dbm: d.pick(&[0, 300, 800]),
             broken: d.pick(&[0, 10, 50, 300]),
@@ -217,7 +217,7 @@ impl Plan {
             0..35 => 0b111,
             35..65 => 0b101,
             65..85 => 0b110,
-            85..92 => 0b100,
+            85..88 => 0b100,
             _ => d.bits(3),
         };
         let config = if f.s2p || d.chance(20) { config } else { config & !0b010 };
