@@ -27,10 +27,6 @@ impl Ram {
     pub(crate) fn word(&self, address: u64) -> Option<&AtomicU64> {
         self.words.get(address as usize / 8)
     }
-
-    pub(crate) fn set(&self, address: u64, value: u64) {
-        self.words[address as usize / 8].store(value, Ordering::Release);
-    }
 }
 
 impl Memory for Ram {
@@ -140,7 +136,7 @@ impl<M: Memory> Machine<M> {
         let at = |register: Register| u64::from(register.offset());
         smmu.write64(at(Register::StrtabBase), STRTAB);
         smmu.write32(at(Register::StrtabBaseCfg), 4);
-        smmu.write64(at(Register::CmdqBase), CMDQ | 10);
+        smmu.write64(at(Register::CmdqBase), CMDQ | 0xa);
         smmu.write32(at(Register::Cr0), 0b1001);
         assert_eq!(smmu.read32(at(Register::Cr0Ack)), 0b1001);
         Self { smmu, roots: [stage1, stage2], producer: 0 }

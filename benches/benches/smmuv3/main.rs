@@ -1,5 +1,8 @@
 //! The SMMUv3 model against floor loops and peers.
 
+// Times are shown with three digits.
+#![allow(clippy::cast_precision_loss)]
+
 mod access;
 mod invalidate;
 mod machine;

@@ -45,9 +45,8 @@ fn peer(pages: u64) -> (SMMU, StreamID, PASID) {
     let smmu = SMMU::new();
     let stream = StreamID::new(1).expect("a stream");
     let pasid = PASID::new(0).expect("a PASID");
-    let mut config = StreamConfig::default();
-    config.translation_enabled = true;
-    config.stage1_enabled = true;
+    let config =
+        StreamConfig { translation_enabled: true, stage1_enabled: true, ..StreamConfig::default() };
     smmu.configure_stream(stream, config).expect("a stream");
     smmu.create_pasid(stream, pasid).expect("a PASID");
     for n in 0..pages {
@@ -85,7 +84,7 @@ pub(crate) fn hits(report: &mut Report) {
         race.enter("direct-mapped array", || {
             addresses(pages, |a| {
                 black_box(direct.lookup(a));
-            })
+            });
         });
         race.enter("stage 1", || {
             let mut requester = one.borrow_mut();

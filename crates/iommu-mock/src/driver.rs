@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use host::{PhysAllocation, PhysMemory};
 use iommu::{
     Capability, Device, Domain, Driver, Error, Group, HwInfo, NestedDomain, PagingDomain,
-    PagingFlags, Target, UserData, Viommu, ViommuHost,
+    PagingFlags, Pasids, Target, UserData, Viommu, ViommuHost,
 };
 use uapi::{Plain, selftest as t};
 
@@ -18,8 +18,8 @@ pub struct MockDriver {
 pub struct MockDevice {
     /// The hardware cannot track the pages that the device writes.
     pub no_dirty: bool,
-    /// The device can use PASIDs.
-    pub pasid: bool,
+    /// What the device can do with PASIDs.
+    pub pasids: Pasids,
     state: Mutex<DeviceState>,
 }
 
@@ -33,13 +33,13 @@ struct DeviceState {
 
 impl MockDevice {
     /// A device as it comes.
-    pub fn new(no_dirty: bool, pasid: bool) -> Self {
+    pub fn new(no_dirty: bool, pasids: Pasids) -> Self {
         let state = DeviceState {
             cache: [t::IOMMU_TEST_DEV_CACHE_DEFAULT; t::MOCK_DEV_CACHE_NUM],
             viommu: None,
             reserved_pasid_fails: false,
         };
-        Self { no_dirty, pasid, state: Mutex::new(state) }
+        Self { no_dirty, pasids, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, DeviceState> {
@@ -99,8 +99,8 @@ impl Driver for MockDriver {
         }
     }
 
-    fn max_pasids(&self, device: &Device) -> u32 {
-        if mock(device).is_ok_and(|device| device.pasid) { 1 << t::MOCK_PASID_WIDTH } else { 0 }
+    fn pasids(&self, device: &Device) -> Pasids {
+        mock(device).map(|device| device.pasids).unwrap_or_default()
     }
 
     fn hw_info(&self, _device: &Device, data_type: u32) -> Result<HwInfo, Error> {

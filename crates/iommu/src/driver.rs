@@ -76,6 +76,18 @@ pub struct HwInfo {
     pub data: Vec<u8>,
 }
 
+/// What a device declares of PASIDs, as far as the IOMMU lets it use them. None by
+/// default.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Pasids {
+    /// Every usable PASID is smaller; 0 is none at all.
+    pub max: u32,
+    /// Requests with a PASID may ask to execute.
+    pub exec: bool,
+    /// Requests with a PASID may claim privilege.
+    pub privileged: bool,
+}
+
 /// The driver of one kind of IOMMU hardware.
 ///
 /// Every method gets a device that the driver itself put in place.
@@ -90,10 +102,10 @@ pub trait Driver: Any + Send + Sync {
         Vec::new()
     }
 
-    /// How many PASIDs the device can use; 0 is none.
-    fn max_pasids(&self, device: &Device) -> u32 {
+    /// What the device can do with PASIDs.
+    fn pasids(&self, device: &Device) -> Pasids {
         let _ = device;
-        0
+        Pasids::default()
     }
 
     /// Describes the hardware in the type that is asked for; 0 asks for the

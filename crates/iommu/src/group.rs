@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::{
-    Domain, Driver, Error, FaultGroup, FaultHandler, PageRequest, PageResponse, ReservedKind,
-    Target,
+    Domain, Driver, Error, FaultGroup, FaultHandler, NoIommu, PageRequest, PageResponse,
+    ReservedKind, Target,
 };
 
 /// A device that does DMA.
@@ -45,6 +45,13 @@ impl Device {
     /// The driver of the IOMMU that it is behind.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.driver
+    }
+
+    /// Whether there is one. If not, DMA is never translated, and who holds the
+    /// device reaches all memory.
+    pub fn has_iommu(&self) -> bool {
+        let driver: &dyn Any = self.driver.as_ref();
+        !driver.is::<NoIommu>()
     }
 
     /// What the driver keeps with it.
@@ -263,8 +270,9 @@ impl Group {
         let mut devices = state.devices();
         if let Target::Pasid(pasid) = target {
             // A device without PASIDs has no traffic to move.
-            devices.retain(|device| device.driver.max_pasids(device) != 0);
-            let max = devices.iter().map(|device| device.driver.max_pasids(device)).min();
+            let max = |device: &Arc<Device>| device.driver.pasids(device).max;
+            devices.retain(|device| max(device) != 0);
+            let max = devices.iter().map(max).min();
             if pasid == 0 || max.is_some_and(|max| pasid >= max) {
                 return Err(Error::Invalid("the PASID is out of the device's range"));
             }

@@ -8,6 +8,8 @@
 //!   device back where it was.
 //! * A [`Driver`] makes domains and programs the hardware. It sees neither
 //!   groups nor owners nor ioctls.
+//! * A device behind no IOMMU has a driver too, [`NoIommu`], whose domains are
+//!   tables that software looks up.
 //!
 //! A nested domain embeds its stage-2 parent: it is given at allocation and
 //! never changes, and nothing above the driver can ask for it.
@@ -21,12 +23,14 @@ mod driver;
 mod error;
 mod fault;
 mod group;
+mod noiommu;
 
 pub use domain::{DirtyTracking, Domain, Geometry, MapError, NestedDomain, PagingDomain, Prot};
 pub use driver::{
-    Capability, Driver, EventSink, HwInfo, PagingFlags, ReadAt, ReservedKind, ReservedRegion,
-    Target, UserArray, UserData, Viommu, ViommuHost,
+    Capability, Driver, EventSink, HwInfo, PagingFlags, Pasids, ReadAt, ReservedKind,
+    ReservedRegion, Target, UserArray, UserData, Viommu, ViommuHost,
 };
 pub use error::Error;
 pub use fault::{FaultGroup, FaultHandler, FaultPerm, PageRequest, PageResponse};
 pub use group::{Attachment, Device, Group, OwnerId};
+pub use noiommu::{NoIommu, NoIommuDomain};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use iommu::{
     Attachment, Capability, Device, Domain, Driver, Error, FaultGroup, FaultHandler, FaultPerm,
     Geometry, Group, HwInfo, MapError, OwnerId, PageRequest, PageResponse, PagingDomain,
-    PagingFlags, Prot, ReservedKind, ReservedRegion, Target, UserData,
+    PagingFlags, Pasids, Prot, ReservedKind, ReservedRegion, Target, UserData,
 };
 
 const ME: OwnerId = OwnerId(1);
@@ -49,9 +49,10 @@ impl Driver for Recorder {
         true
     }
 
-    fn max_pasids(&self, device: &Device) -> u32 {
+    fn pasids(&self, device: &Device) -> Pasids {
         // The last device has none.
-        if device.data::<Index>().unwrap().0 == 4 { 0 } else { 16 }
+        let max = if device.data::<Index>().unwrap().0 == 4 { 0 } else { 16 };
+        Pasids { max, ..Pasids::default() }
     }
 
     fn reserved_regions(&self, _: &Device) -> Vec<ReservedRegion> {

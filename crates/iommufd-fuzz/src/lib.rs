@@ -3,7 +3,7 @@
 //! [`run`] reads its input as a program: each step calls an ioctl with a struct
 //! that is mostly plausible (small ids, addresses that meet), sometimes raw
 //! bytes; takes memory away and gives it back; opens, reads, writes and closes
-//! files. After each step every invariant of the context holds, and pages are
+//! files; maps the context's file and unmaps it; has a step somewhere fail. After each step every invariant of the context holds, and pages are
 //! pinned exactly as often as the context says; at the end nothing is left.
 //!
 //! It panics where something is wrong: a fuzzer or a test calls it.
@@ -14,21 +14,41 @@ use std::sync::Arc;
 
 use host::{Capability, File, Mm, PAGE_SIZE};
 use host_fake::{BASE, FakeHost, FakeTask};
+use iommu::NoIommu;
 use iommufd::{Context, Iommufd};
+use uapi::extra::iommu_ioas_noiommu_get_pa;
+use uapi::{Plain, nr, selftest as t};
+
+use crate::mappings::Mappings;
+
+mod mappings;
 
 const PAGES: usize = 64;
 /// Arguments of ioctls lie in the last two pages.
 const ARG: u64 = BASE + (PAGES as u64 - 2) * PAGE_SIZE;
 
+/// What a program brought about, for tests that count on it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// Successful `mmap`s.
+    pub mappings: u32,
+    /// Physical addresses told.
+    pub addresses: u32,
+}
+
 /// Runs one program.
-pub fn run(program: &[u8]) {
+pub fn run(program: &[u8]) -> Reached {
+    host::fail::set_nth(0);
     let mut machine = Machine::new();
     let mut input = Input(program);
     while let Some(step) = input.u8() {
         machine.step(step, &mut input);
         machine.check();
     }
+    host::fail::set_nth(0);
+    let reached = machine.reached;
     machine.finish();
+    reached
 }
 
 /// Runs two programs at once, on the same contexts, from two threads of one
@@ -43,7 +63,9 @@ pub fn race(one: &[u8], other: &[u8]) {
                 let mut input = Input(program);
                 while let Some(step) = input.u8() {
                     machine.step(step, &mut input);
+                    machine.mappings.check();
                 }
+                host::fail::set_nth(0);
             });
         }
     });
@@ -145,14 +167,23 @@ struct Machine {
     contexts: Vec<Arc<Context>>,
     /// Where this thread puts the arguments of its ioctls.
     arg: u64,
+    /// What this thread has mapped.
+    mappings: Mappings,
+    /// No other thread uses the contexts.
+    alone: bool,
+    reached: Reached,
 }
 
 impl Machine {
     fn new() -> Self {
         let host = FakeHost::new(PAGES);
-        let node = iommufd_selftest::device_node(host.clone(), 200, &[]);
+        let noiommu = vec![NoIommu::add_device("nic0"), NoIommu::add_device("nic1")];
+        let node = iommufd_selftest::device_node(host.clone(), 200, &[], noiommu);
         let contexts = vec![node.context(), node.context()];
-        Self { task: FakeTask::new(&host), host, node, contexts, arg: ARG }
+        let task = FakeTask::new(&host);
+        let mappings = Mappings::default();
+        let reached = Reached::default();
+        Self { task, host, node, contexts, arg: ARG, mappings, alone: true, reached }
     }
 
     /// The same process, as another of its threads sees it.
@@ -163,14 +194,24 @@ impl Machine {
             node: self.node.clone(),
             contexts: self.contexts.clone(),
             arg: ARG + number * PAGE_SIZE,
+            mappings: Mappings::default(),
+            alone: false,
+            reached: Reached::default(),
         }
     }
 
     fn step(&mut self, step: u8, input: &mut Input<'_>) {
         let which = usize::from(step >= 240) % self.contexts.len();
         let context = self.contexts[which].clone();
-        match step % 44 {
+        match step % 46 {
             42 => self.host_step(input),
+            44 => {
+                let request = mappings::request(input);
+                let certain = self.alone && host::fail::nth() == 0;
+                let mapped = self.mappings.map(&context, &self.task, request, certain);
+                self.reached.mappings += u32::from(mapped);
+            }
+            45 => self.mappings.unmap(input.byte()),
             43 => {
                 let cmd = 0x3b00 | u32::from(input.byte());
                 let bytes: Vec<u8> = (0..80).map(|_| input.byte()).collect();
@@ -183,10 +224,26 @@ impl Machine {
         }
     }
 
-    fn call(&self, context: &Arc<Context>, cmd: u32, bytes: &[u8]) {
+    fn call(&mut self, context: &Arc<Context>, cmd: u32, bytes: &[u8]) {
         // The page may be read-only or gone just now; then the call faults.
         let _ = self.host.copy_to_user(self.arg, bytes);
-        let _ = context.ioctl(&self.task, cmd, self.arg);
+        let answer = context.ioctl(&self.task, cmd, self.arg);
+        if cmd == nr::IOMMU_IOAS_NOIOMMU_GET_PA && answer.is_ok() && self.alone {
+            self.check_pa(bytes);
+            self.reached.addresses += 1;
+        }
+    }
+
+    /// A physical address that was told is one that cannot go away.
+    fn check_pa(&self, asked: &[u8]) {
+        let asked = iommu_ioas_noiommu_get_pa::from_bytes(&asked[..40]);
+        let mut told = asked;
+        self.host.copy_from_user(self.arg, told.as_bytes_mut()).expect("it was just written");
+        assert!((1..=asked.length).contains(&told.length), "{told:?}");
+        let first = told.out_phys / PAGE_SIZE * PAGE_SIZE;
+        for pa in (first..told.out_phys + told.length).step_by(PAGE_SIZE as usize) {
+            assert_ne!(self.host.pins(pa), 0, "{told:?} has a page that is not pinned");
+        }
     }
 
     /// An ioctl that has a chance.
@@ -280,8 +337,15 @@ impl Machine {
                 let head = Struct::new(40).u32(0).u32(i.id()).u32(0xdead_beef).u32(index).u32(0);
                 (0x3b94, head.u64(i.iova()).u64(i.length()))
             }
+            37 => {
+                let head = Struct::new(40).u32(0).u32(i.id()).u32(0);
+                (nr::IOMMU_IOAS_NOIOMMU_GET_PA, head.u64(i.iova()).u64(i.length()).u64(0))
+            }
             _ => {
-                let test = u32::from(i.byte() % 24);
+                let test = match i.byte() % 25 {
+                    24 => t::SOFTIOMMU_TEST_OP_NOIOMMU_DEVICE,
+                    test => u32::from(test),
+                };
                 let head = Struct::new(72).u32(test).u32(i.id()).u32(0);
                 let arg = match test {
                     4 => head.u32(0).u32(u32::from(i.byte() % 2)),
@@ -313,7 +377,7 @@ impl Machine {
     /// What the process does beside ioctls.
     fn host_step(&mut self, input: &mut Input<'_>) {
         let va = input.va();
-        match input.byte() % 12 {
+        match input.byte() % 13 {
             0 => self.host.set_present(va, false),
             1 | 2 => self.host.set_present(va, true),
             3 => self.host.set_writable(va, false),
@@ -334,6 +398,8 @@ impl Machine {
                     let _ = file.write(&self.task, va, len, None);
                 }
             }
+            // One step of this call or of a later one fails.
+            11 => host::fail::set_nth(u32::from(input.byte() % 32)),
             _ => {
                 self.task.memlock_limit = u64::from(input.byte()) * PAGE_SIZE;
                 self.task.capabilities = match input.byte() % 2 {
@@ -345,6 +411,7 @@ impl Machine {
     }
 
     fn check(&self) {
+        self.mappings.check();
         for context in &self.contexts {
             if let Err(wrong) = context.check_invariants() {
                 panic!("{wrong}");
@@ -363,9 +430,12 @@ impl Machine {
     }
 
     fn finish(self) {
-        let Self { host, contexts, node, .. } = self;
+        let Self { host, contexts, node, mappings, .. } = self;
         drop(contexts);
         host.close_all();
+        // What is mapped outlives the descriptor, until here.
+        mappings.check();
+        drop(mappings);
         node.pinned_runs(|run| panic!("{:#x} is still pinned", run.pa));
         assert_eq!(host.total_pins(), 0, "pages stay pinned after the last close");
         let counters = host.counters();

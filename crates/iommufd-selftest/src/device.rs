@@ -1,28 +1,29 @@
-//! Mock devices as objects of a context.
+//! Devices as objects of a context.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use iommu::{Domain, FaultPerm, PageRequest, Target};
+use host::Capability;
+use iommu::{Device, Domain, FaultPerm, PageRequest, Pasids, Target};
 use iommu_mock::MockDevice;
 use iommufd::{Context, Error, External, Id};
 use uapi::selftest as t;
 
 use crate::{Call, TestIoctl, at};
 
-/// A mock device, bound and attached: what `IOMMU_TEST_OP_MOCK_DOMAIN` makes.
-pub(crate) struct MockBinding {
+/// A device, bound and attached: what `IOMMU_TEST_OP_MOCK_DOMAIN` makes.
+pub(crate) struct Binding {
     device: Id,
 }
 
-impl MockBinding {
+impl Binding {
     pub(crate) fn replace(&self, context: &Context, pt_id: Id) -> Result<Id, Error> {
         context.replace(self.device, Target::Rid, pt_id)
     }
 }
 
 /// The mock device that a call names.
-pub(crate) fn binding(call: &Call<'_>) -> Result<Arc<MockBinding>, Error> {
+pub(crate) fn binding(call: &Call<'_>) -> Result<Arc<Binding>, Error> {
     call.context.external(call.cmd.id)
 }
 
@@ -31,7 +32,7 @@ fn target_of(pasid: u32) -> Target {
     if pasid == 0 { Target::Rid } else { Target::Pasid(pasid) }
 }
 
-impl MockBinding {
+impl Binding {
     pub(crate) fn pasid_attach(&self, call: &Call<'_>, pasid: u32, pt: Id) -> Result<(), Error> {
         let target = target_of(pasid);
         let mut answer = Call { cmd: call.cmd, ..*call };
@@ -79,7 +80,7 @@ pub(crate) fn trigger_vevent(call: &Call<'_>) -> Result<(), Error> {
     Ok(mock.trigger_event()?)
 }
 
-impl External for MockBinding {
+impl External for Binding {
     fn destroy(&self, context: &Context) {
         // It was bound when it was made, and nobody else unbinds it.
         let _ = context.unbind(self.device);
@@ -93,31 +94,51 @@ impl TestIoctl {
         if flags & !(no_dirty | pasid) != 0 {
             return Err(Error::Invalid("mock device flags"));
         }
+        // The kernel's mock device is not on PCI, so it declares no more of PASIDs.
+        let max = if flags & pasid != 0 { 1 << t::MOCK_PASID_WIDTH } else { 0 };
+        let pasids = Pasids { max, ..Pasids::default() };
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let device = self.driver.add_device(
             format!("iommufd_mock{serial}"),
-            MockDevice::new(flags & no_dirty != 0, flags & pasid != 0),
+            MockDevice::new(flags & no_dirty != 0, pasids),
         );
-        let context = call.context;
-        let idev = context.bind(device)?;
-        let made = context.attach(idev, Target::Rid, call.cmd.id).and_then(|hwpt| {
-            let binding = Arc::new(MockBinding { device: idev });
-            Ok((hwpt, context.add_external(binding)?))
-        });
-        let (hwpt, stdev) = match made {
-            Ok(made) => made,
-            Err(error) => {
-                context.unbind(idev)?;
-                return Err(error);
-            }
-        };
-        call.cmd.set_u32_at(at::FIRST, stdev);
-        call.cmd.set_u32_at(at::SECOND, hwpt);
-        call.cmd.set_u32_at(at::THIRD, idev);
-        call.respond().inspect_err(|_| {
-            let _ = context.destroy(stdev);
-        })
+        bind_and_attach(call, device)
     }
+
+    /// Binds a device of the machine that is behind no IOMMU, as opening it through
+    /// VFIO and binding that file does.
+    pub(crate) fn noiommu_device(&self, call: &mut Call<'_>) -> Result<(), Error> {
+        if !call.context.capable(call.task, Capability::SysRawio) {
+            return Err(Error::Permission("a device without an IOMMU needs CAP_SYS_RAWIO"));
+        }
+        let device = self.noiommu.get(call.cmd.u32_at(at::FOURTH) as usize);
+        let device = device.ok_or(Error::NoDevice("the machine has no such device"))?;
+        bind_and_attach(call, device.clone())
+    }
+}
+
+/// Binds a device and attaches it to what the call names; answers with the ids of
+/// the binding, the HWPT and the device.
+fn bind_and_attach(call: &mut Call<'_>, device: Arc<Device>) -> Result<(), Error> {
+    let context = call.context;
+    let idev = context.bind(device)?;
+    let made = context.attach(idev, Target::Rid, call.cmd.id).and_then(|hwpt| {
+        let binding = Arc::new(Binding { device: idev });
+        Ok((hwpt, context.add_external(binding)?))
+    });
+    let (hwpt, stdev) = match made {
+        Ok(made) => made,
+        Err(error) => {
+            context.unbind(idev)?;
+            return Err(error);
+        }
+    };
+    call.cmd.set_u32_at(at::FIRST, stdev);
+    call.cmd.set_u32_at(at::SECOND, hwpt);
+    call.cmd.set_u32_at(at::THIRD, idev);
+    call.respond().inspect_err(|_| {
+        let _ = context.destroy(stdev);
+    })
 }
 
 /// The device asks for a page.

@@ -12,21 +12,25 @@ mod device;
 use std::sync::{Arc, OnceLock, Weak};
 
 use host::{Capability, PhysMemory, Task};
+use iommu::Device;
 use iommu_mock::{MockDriver, MockNested};
 use iommufd::{Context, DmaBuf, Error, Extension, Iommufd};
 use uapi::selftest::{self as t, iommu_test_cmd};
 use uapi::{Plain, nr};
 
 /// A `/dev/iommu` on the mock hardware, with the test ioctl, whose callers may do
-/// what needs the `granted` capabilities.
+/// what needs the `granted` capabilities. The test ioctl makes mock devices as it
+/// is asked to; `noiommu` are those devices of the machine that are behind no IOMMU.
 pub fn device_node(
     memory: Arc<dyn PhysMemory>,
     minor: u32,
     granted: &[Capability],
+    noiommu: Vec<Arc<Device>>,
 ) -> Arc<Iommufd> {
     let test = Arc::new(TestIoctl {
         driver: MockDriver::new(memory.clone()),
         memory: memory.clone(),
+        noiommu,
         node: OnceLock::new(),
     });
     let node = Arc::new(Iommufd::new(memory, minor, Some(test.clone())).grant(granted));
@@ -38,6 +42,7 @@ pub fn device_node(
 struct TestIoctl {
     driver: Arc<MockDriver>,
     memory: Arc<dyn PhysMemory>,
+    noiommu: Vec<Arc<Device>>,
     node: OnceLock<Weak<Iommufd>>,
 }
 
@@ -52,6 +57,9 @@ struct Call<'a> {
 
 impl Call<'_> {
     fn respond(&self) -> Result<(), Error> {
+        if host::fail::point() {
+            return Err(host::Fault { va: self.arg }.into());
+        }
         let len = self.user_size.min(size_of::<iommu_test_cmd>());
         Ok(self.task.mm().copy_to_user(self.arg, &self.cmd.as_bytes()[..len])?)
     }
@@ -97,6 +105,7 @@ impl TestIoctl {
             }
             t::IOMMU_TEST_OP_MOCK_DOMAIN => self.mock_domain(call, 0)?,
             t::IOMMU_TEST_OP_MOCK_DOMAIN_FLAGS => self.mock_domain(call, u32_at(at::FOURTH))?,
+            t::SOFTIOMMU_TEST_OP_NOIOMMU_DEVICE => self.noiommu_device(call)?,
             t::IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE => {
                 let device = device::binding(call)?;
                 let hwpt = device.replace(call.context, u32_at(at::FIRST))?;

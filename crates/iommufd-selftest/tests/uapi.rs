@@ -4,6 +4,8 @@ mod common;
 
 use common::{Client, FIXED, RO, RW, page, words};
 use host::{Capability, Errno, File, Mm};
+use iommu::Pasids;
+use iommu_mock::{MockDevice, MockDriver};
 use uapi::iommufd as u;
 use uapi::nr;
 use uapi::selftest as t;
@@ -257,6 +259,37 @@ impl Client {
         assert_eq!(self.call(nr::IOMMU_IOAS_IOVA_RANGES, &mut cmd), Err(Errno::MSGSIZE));
         cmd.out_iova_alignment
     }
+}
+
+#[test]
+fn hw_info_says_what_a_device_declares_of_pasids() {
+    let client = Client::new();
+    let info = |pasids| {
+        let driver = MockDriver::new(client.host.clone());
+        let device = driver.add_device("pci", MockDevice::new(true, pasids));
+        let dev_id = client.context.bind(device).unwrap();
+        let mut cmd = u::iommu_hw_info { size: 40, dev_id, ..Default::default() };
+        client.call(nr::IOMMU_GET_HW_INFO, &mut cmd).unwrap();
+        client.context.unbind(dev_id).unwrap();
+        (cmd.out_max_pasid_log2, cmd.out_capabilities)
+    };
+    let exec = u64::from(u::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_PASID_EXEC);
+    let privileged = u64::from(u::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_PASID_PRIV);
+    let no_ats = u64::from(u::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED);
+    let plain = Pasids { max: 1 << 20, ..Pasids::default() };
+    assert_eq!(info(Pasids::default()), (0, no_ats));
+    assert_eq!(info(plain), (20, no_ats));
+    assert_eq!(info(Pasids { exec: true, ..plain }), (20, no_ats | exec));
+    assert_eq!(info(Pasids { max: 65536, privileged: true, ..plain }), (16, no_ats | privileged));
+    // Without PASIDs there is nothing to permit.
+    assert_eq!(info(Pasids { max: 0, exec: true, privileged: true }), (0, no_ats));
+    // What the test ioctl makes is not on PCI.
+    let ioas = client.ioas();
+    let flags = [0, 0, 0, t::MOCK_FLAGS_DEVICE_PASID];
+    let mock = client.test(t::IOMMU_TEST_OP_MOCK_DOMAIN_FLAGS, ioas, &flags).unwrap();
+    let mut cmd = u::iommu_hw_info { size: 40, dev_id: mock.arg[2], ..Default::default() };
+    client.call(nr::IOMMU_GET_HW_INFO, &mut cmd).unwrap();
+    assert_eq!((cmd.out_max_pasid_log2, cmd.out_capabilities & (exec | privileged)), (20, 0));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
 use host::{
     Capability, CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, PhysMemory, PhysRun,
@@ -13,11 +13,13 @@ use iommu::OwnerId;
 
 use crate::access::Access;
 use crate::device::{BoundDevice, GroupAttachments};
+use crate::error::fallible;
 use crate::fault::FaultQueue;
 use crate::hwpt::{HwptNested, HwptPaging};
 use crate::ioas::Ioas;
 use crate::ioas::pages::{Account, Mapper, PagesTable};
 use crate::objects::ObjectTable;
+use crate::sync::{Mutex, MutexGuard};
 use crate::veventq::VeventqObject;
 use crate::viommu::{HwQueueObject, Mmaps, VdeviceObject, ViommuObject};
 use crate::{Error, Id};
@@ -268,7 +270,7 @@ impl Context {
     }
 
     /// Whether the caller has a capability, by the kernel's word or by ours.
-    pub(crate) fn capable(&self, task: &dyn Task, capability: Capability) -> bool {
+    pub fn capable(&self, task: &dyn Task, capability: Capability) -> bool {
         self.granted.contains(&capability) || task.capable(capability)
     }
 
@@ -367,6 +369,14 @@ impl Context {
         self.lock().check_invariants()
     }
 
+    /// What [`File::mmap`] accepts just now: offset, length, and the vIOMMU that owns
+    /// the memory. For tests.
+    #[doc(hidden)]
+    pub fn mappable(&self) -> Vec<(u64, u64, Id)> {
+        let state = self.lock();
+        state.mmaps.iter().filter(|(_, _, owner)| state.viommu(*owner).is_ok()).collect()
+    }
+
     /// Live areas, and the bytes that they and their memory's records take.
     #[doc(hidden)]
     pub fn footprint(&self) -> (usize, usize) {
@@ -414,7 +424,7 @@ impl Hold {
     /// Holds an object from now on; once.
     pub(crate) fn take(&self, state: &mut State, id: Id) {
         if self.id.set(id).is_ok() {
-            state.objects.hold(id);
+            state.objects.hold_outside(id);
         }
     }
 }
@@ -422,7 +432,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if let Some(id) = self.id.get() {
-            self.context.lock().objects.unhold(*id);
+            self.context.lock().objects.unhold_outside(*id);
         }
     }
 }
@@ -446,6 +456,7 @@ impl File for Context {
         let refused = Error::NoMmap(request.offset).errno();
         let area = state.mmaps.find(request.offset, request.len).ok_or(refused)?;
         let owner = area.owner.filter(|id| state.viommu(*id).is_ok()).ok_or(refused)?;
+        fallible("a mapping").map_err(|error| error.errno())?;
         let fd = area.memory.fd().map_err(|_| Errno::NOMEM)?;
         let guard = Box::new(Hold::new(context));
         guard.take(&mut state, owner);

@@ -253,8 +253,13 @@ impl State {
 impl Context {
     /// Binds a device: claims its group for this context, whose DMA aborts until
     /// it is attached. Returns the device's id.
+    ///
+    /// One behind no IOMMU can be bound as well, and its DMA stays what it is. What
+    /// it is attached to only tells its owner physical addresses, and who lets a
+    /// task open it asks for [`host::Capability::SysRawio`] ([`Context::capable`]).
     pub fn bind(&self, device: Arc<Device>) -> Result<Id, Error> {
-        if !device.driver().capable(&device, Capability::CacheCoherency) {
+        let coherent = device.driver().capable(&device, Capability::CacheCoherency);
+        if device.has_iommu() && !coherent {
             return Err(Error::Invalid("the device's DMA is not cache coherent"));
         }
         let mut state = self.lock();

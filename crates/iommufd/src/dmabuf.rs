@@ -1,10 +1,11 @@
 //! Memory of a device that other devices may reach.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use host::{File, FileMode, PhysAllocation, PhysRun};
 
 use crate::Context;
+use crate::sync::{Mutex, MutexGuard};
 
 /// A dma-buf: one physically contiguous range that its exporter may take away.
 ///
@@ -62,7 +63,7 @@ impl DmaBuf {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use host::{Errno, File, FileMode, Notify, Task};
 use iommu::{FaultGroup, FaultHandler, PageRequest, PageResponse, Target};
@@ -14,6 +14,7 @@ use uapi::iommufd::{
 };
 
 use crate::context::Hold;
+use crate::sync::{Mutex, MutexGuard};
 use crate::{Context, Error, Id};
 
 const FAULT: usize = size_of::<iommu_hwpt_pgfault>();

@@ -184,6 +184,9 @@ impl State {
             return Err(Error::Unsupported("HWPT_ALLOC flags for a nested HWPT"));
         }
         let data = request.data.as_ref().ok_or(Error::Unsupported("nesting without data"))?;
+        if !device.has_iommu() {
+            return Err(Error::Unsupported("nesting without an IOMMU"));
+        }
         let parent = self.hwpt_paging(request.parent)?;
         if parent.auto || !parent.nest_parent {
             return Err(Error::Invalid("the HWPT is not a nesting parent"));

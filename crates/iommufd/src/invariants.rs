@@ -15,14 +15,26 @@ macro_rules! ensure {
 
 impl State {
     /// User counts equal the references there are, areas and reservations do not
-    /// meet, and every domain maps exactly what its IOAS holds. The error says
-    /// what is wrong.
+    /// meet, every domain maps exactly what its IOAS holds, and memory to be mapped
+    /// has an owner. The error says what is wrong.
     pub(crate) fn check_invariants(&self) -> Result<(), String> {
         self.check_users()?;
+        self.check_mmaps()?;
         for (id, object) in self.objects.iter() {
             if let Object::Ioas(ioas) = object {
                 ioas.check_invariants(&self.pages).map_err(|e| format!("IOAS {id}: {e}"))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Memory to be mapped does not overlap, and belongs to a vIOMMU.
+    fn check_mmaps(&self) -> Result<(), String> {
+        let mut next = host::PAGE_SIZE;
+        for (offset, len, owner) in self.mmaps.iter() {
+            ensure!(offset >= next, "two areas are mapped at offset {offset:#x}");
+            ensure!(self.viommu(owner).is_ok(), "offset {offset:#x} is of {owner}, no vIOMMU");
+            next = offset + len;
         }
         Ok(())
     }
@@ -60,12 +72,15 @@ impl State {
         for (id, object) in self.objects.iter() {
             let users = self.objects.users(id).unwrap_or(0);
             let expected = expected.get(&id).copied().unwrap_or(0);
-            // An open file also holds its queue.
-            let file = u32::from(matches!(object, Object::Fault(_) | Object::Veventq(_)));
+            let outside = self.objects.outside(id);
             ensure!(
-                (expected..=expected + file).contains(&users),
-                "object {id} counts {users} users, {expected} refer to it"
+                users == expected + outside,
+                "object {id} counts {users} users, {expected} objects and {outside} files and \
+                 mappings refer to it"
             );
+            let holdable =
+                matches!(object, Object::Fault(_) | Object::Veventq(_) | Object::Viommu(_));
+            ensure!(outside == 0 || holdable, "object {id} is held by a file or a mapping");
         }
         Ok(())
     }

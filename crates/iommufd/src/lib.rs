@@ -23,10 +23,13 @@ mod dmabuf;
 mod error;
 mod fault;
 mod hwpt;
+#[cfg(test)]
+mod interleavings;
 mod invariants;
 mod ioas;
 mod ioctl;
 mod objects;
+mod sync;
 mod veventq;
 mod vfio_compat;
 mod viommu;

@@ -16,8 +16,10 @@ enum Slot<T> {
     Reserved(T),
     Live {
         object: T,
-        /// Long-term holders: other objects, open files, drivers.
+        /// Long-term holders: other objects, open files, mappings, drivers.
         users: u32,
+        /// Those of them that are files and mappings.
+        outside: u32,
     },
     /// Gone, but the id stays unusable for as long as the context lives.
     Tombstone,
@@ -58,7 +60,7 @@ impl<T> ObjectTable<T> {
         let slot = &mut self.slots[id as usize];
         match std::mem::take(slot) {
             Slot::Reserved(object) => {
-                *slot = Slot::Live { object, users: 0 };
+                *slot = Slot::Live { object, users: 0, outside: 0 };
                 true
             }
             other => {
@@ -135,6 +137,31 @@ impl<T> ObjectTable<T> {
         if let Some(Slot::Live { users, .. }) = self.slots.get_mut(id as usize) {
             debug_assert!(*users > 0, "object {id} has no holder to drop");
             *users = users.saturating_sub(1);
+        }
+    }
+
+    /// One more file or mapping that holds it.
+    pub(crate) fn hold_outside(&mut self, id: Id) {
+        self.hold(id);
+        if let Some(Slot::Live { outside, .. }) = self.slots.get_mut(id as usize) {
+            *outside += 1;
+        }
+    }
+
+    /// One file or mapping fewer.
+    pub(crate) fn unhold_outside(&mut self, id: Id) {
+        self.unhold(id);
+        if let Some(Slot::Live { outside, .. }) = self.slots.get_mut(id as usize) {
+            debug_assert!(*outside > 0, "no file or mapping holds object {id}");
+            *outside = outside.saturating_sub(1);
+        }
+    }
+
+    /// How many files and mappings hold a live object.
+    pub(crate) fn outside(&self, id: Id) -> u32 {
+        match self.slots.get(id as usize) {
+            Some(Slot::Live { outside, .. }) => *outside,
+            _ => 0,
         }
     }
 

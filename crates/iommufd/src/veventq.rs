@@ -1,7 +1,7 @@
 //! Event queues of vIOMMUs: what the hardware has to tell a guest.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use host::{Errno, File, FileMode, Notify, Task};
 use uapi::Plain;
@@ -10,6 +10,8 @@ use uapi::iommufd::{
 };
 
 use crate::context::{Hold, Object, State};
+use crate::error::fallible;
+use crate::sync::{Mutex, MutexGuard};
 use crate::viommu::Events;
 use crate::{Context, Error, Id};
 
@@ -103,6 +105,7 @@ impl State {
         queue: Arc<EventQueue>,
     ) -> Result<Id, Error> {
         let events = self.viommu(viommu)?.events.clone();
+        fallible("an event queue")?;
         events.add(event_type, queue)?;
         self.objects.hold(viommu);
         self.reserve(Object::Veventq(VeventqObject { viommu, event_type, events }))

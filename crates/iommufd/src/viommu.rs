@@ -1,13 +1,14 @@
 //! vIOMMUs, the devices in them, and the hardware queues they own.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use host::{PAGE_SIZE, PhysAllocation};
 use iommu::{Device, Driver, EventSink, UserData, Viommu, ViommuHost};
 
 use crate::context::{Object, State};
 use crate::error::fallible;
+use crate::sync::Mutex;
 use crate::veventq::EventQueue;
 use crate::{Error, Id};
 
@@ -110,6 +111,13 @@ impl Mmaps {
         }
         self.areas.insert(offset, MmapArea { memory, owner: None });
         offset
+    }
+
+    /// Offset, length and owner of every area that has an owner.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64, Id)> {
+        self.areas
+            .iter()
+            .filter_map(|(offset, area)| Some((*offset, area.memory.run().len, area.owner?)))
     }
 
     /// The area that exactly this offset and length name.
@@ -249,9 +257,10 @@ impl State {
         let (ioas, pages) = self.ioas_and_pages(ioas_id)?;
         let runs = ioas.lock(pages, iova, len)?;
         let added = match runs.as_slice() {
-            [run] => viommu
-                .add_hw_queue(request.index, request.iova, run.pa + offset, request.len)
-                .map_err(Error::from),
+            [run] => fallible("a hardware queue").and_then(|()| {
+                let (index, ipa, pa) = (request.index, request.iova, run.pa + offset);
+                Ok(viommu.add_hw_queue(index, ipa, pa, request.len)?)
+            }),
             _ => Err(host::Fault { va: iova }.into()),
         };
         if let Err(error) = added {

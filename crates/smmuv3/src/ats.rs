@@ -3,7 +3,7 @@
 use crate::config::{Context, Eats};
 use crate::fault::Fault;
 use crate::platform::Memory;
-use crate::requester::{Refused, Transaction, Translation};
+use crate::requester::{Refused, Transaction, Translation, origin};
 use crate::smmu::Smmu;
 use crate::sync::Fence;
 use crate::translate::{Walker, Wanted};
@@ -85,7 +85,10 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             Ok(context) => context,
             Err(fault) => {
                 if self.live.cr2().rec_cfg_ats() {
-                    return Err(self.refuse(&fault, &transaction, None, false));
+                    // Without regard to RECINVSID.
+                    let event = fault.event(&origin(&transaction, None));
+                    self.record_any(&mut self.front.lock(), event, true);
+                    self.poll();
                 }
                 return Err(Refused::Abort);
             }
@@ -136,44 +139,45 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     pub fn ats_request(&self, request: &AtsRequest) -> Result<AtsTranslation, AtsError> {
         let marker = self.in_flight.register();
         self.in_flight.begin(&marker);
-        let result = self.ats(request);
-        let awaited = self.in_flight.end(&marker);
-        self.in_flight.unregister(&marker);
-        if awaited {
+        // Without a PASID there is nowhere to say so.
+        let with_pasid = request.substream_id.is_some();
+        let result = self.ats(&AtsRequest {
+            privileged: request.privileged && with_pasid,
+            execute: request.execute && with_pasid,
+            ..*request
+        });
+        if self.in_flight.unregister(&marker) {
             self.poll();
         }
         result
     }
 
     fn ats(&self, request: &AtsRequest) -> Result<AtsTranslation, AtsError> {
-        let with_pasid = request.substream_id.is_some();
         let transaction = Transaction {
             substream_id: request.substream_id,
             write: !request.no_write,
-            privileged: request.privileged && with_pasid,
+            privileged: request.privileged,
             instruction: false,
             ..Transaction::read(request.stream_id, request.address)
         };
         if !self.live.cr0().smmuen() || !self.options.ats {
-            return Err(self.bad_request(request));
+            return Err(self.bad_request(request, true));
         }
-        let ste = self
+        let mut context = self
             .fetch_ste(request.stream_id, &mut ())
-            .map_err(|fault| self.configuration_error(&fault, &transaction))?;
-        if ste.abort {
+            .map_err(|fault| self.configuration_error(&fault, &transaction, None))?;
+        if context.abort {
             return Err(AtsError::UnsupportedRequest);
         }
-        if ste.eats == Eats::Disabled {
-            return Err(self.bad_request(request));
+        if context.eats == Eats::Disabled {
+            return Err(self.bad_request(request, context.mev));
         }
-        let before = |context: &Context| Some(self.before(context));
-        let context =
-            match self.fetch_context(request.stream_id, request.substream_id, before, &mut ()) {
-                Ok(context) => context,
-                Err(fault) if fault.kind.can_stall() => return Ok(nothing(request)),
-                Err(fault) => return Err(self.configuration_error(&fault, &transaction)),
-            };
-        self.ats_translate(&context, request, &transaction)
+        let before = Some(self.before(&context));
+        match self.fetch_cd(&mut context, request.substream_id, before, &mut ()) {
+            Ok(()) => self.ats_translate(&context, request, &transaction),
+            Err(fault) if fault.kind.can_stall() => Ok(self.nothing(request)),
+            Err(fault) => Err(self.configuration_error(&fault, &transaction, Some(&context))),
+        }
     }
 
     fn ats_translate(
@@ -183,16 +187,6 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         transaction: &Transaction,
     ) -> Result<AtsTranslation, AtsError> {
         let split = context.eats == Eats::SplitStage;
-        if split && context.stage1.is_none() {
-            // Stage 1 is skipped: the IPA is the address itself.
-            let granted = AtsTranslation {
-                read: true,
-                write: true,
-                execute: request.execute,
-                ..nothing(request)
-            };
-            return Ok(granted);
-        }
         let privileged = context.wanted(transaction).privileged;
         let try_access = |write: bool, instruction: bool| {
             let before = Some(self.before(context));
@@ -210,32 +204,38 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             )
         };
         // A write permission is asked for only where the endpoint means to use it: it marks the page dirty.
-        let read = try_access(false, false);
-        let write = if request.no_write { None } else { Some(try_access(true, false)) };
+        let reads_as = |instruction| context.overrides.instruction(instruction, false);
+        let read = try_access(false, reads_as(false));
+        // Where nothing translates there is nothing to mark, and both are granted (§13.6.4).
+        let passes = context.stage1.is_none() && context.stage2.is_none();
+        let write = (!request.no_write || passes).then(|| try_access(true, false));
         let mut entry = None;
         for (access, result) in [Some(&read), write.as_ref()].into_iter().flatten().enumerate() {
             match result {
                 Ok(output) => {
-                    let page = (1u64 << output.size) - 1;
+                    // The TLB may know a piece of a page that is larger than it holds.
+                    let size = (output.size as u8).max(self.stu_log2());
                     let address = if split { output.ipa } else { output.address };
                     let found = entry.get_or_insert(AtsTranslation {
-                        address: address & !page,
-                        size_log2: output.size as u8,
-                        ..nothing(request)
+                        address: address & !((1 << size) - 1),
+                        size_log2: size,
+                        ..self.nothing(request)
                     });
                     if access == 0 { found.read = true } else { found.write = true }
                 }
                 Err(fault) if fault.kind.can_stall() => {}
-                Err(fault) => return Err(self.configuration_error(fault, transaction)),
+                Err(fault) => {
+                    return Err(self.configuration_error(fault, transaction, Some(context)));
+                }
             }
         }
-        let Some(mut found) = entry else { return Ok(nothing(request)) };
+        let Some(mut found) = entry else { return Ok(self.nothing(request)) };
         // Execution needs read permission to be of use (§13.7).
-        found.execute = request.execute && found.read && try_access(false, true).is_ok();
+        found.execute = request.execute && found.read && try_access(false, reads_as(true)).is_ok();
         Ok(found)
     }
 
-    fn bad_request(&self, request: &AtsRequest) -> AtsError {
+    fn bad_request(&self, request: &AtsRequest, mergeable: bool) -> AtsError {
         let wanted = Rwx { read: true, write: !request.no_write, exec: request.execute };
         let event = Event {
             ssid: request.substream_id,
@@ -245,26 +245,41 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             privileged: if request.privileged { wanted } else { Rwx::default() },
             ..Event::new(EventKind::BadAtsTreq, request.stream_id)
         };
-        self.record(&mut self.front.lock(), event, true);
+        self.record(&mut self.front.lock(), event, mergeable);
         self.poll();
         AtsError::UnsupportedRequest
     }
 
-    fn configuration_error(&self, fault: &Fault, transaction: &Transaction) -> AtsError {
+    fn configuration_error(
+        &self,
+        fault: &Fault,
+        transaction: &Transaction,
+        context: Option<&Context>,
+    ) -> AtsError {
         if self.live.cr2().rec_cfg_ats() {
-            self.refuse(fault, transaction, None, false);
+            self.refuse(fault, transaction, context, false);
         }
         AtsError::CompleterAbort
     }
-}
 
-/// The page is not accessible.
-fn nothing(request: &AtsRequest) -> AtsTranslation {
-    AtsTranslation {
-        address: request.address & !0xfff,
-        size_log2: 12,
-        read: false,
-        write: false,
-        execute: false,
+    /// The Smallest Translation Unit: the smallest granule (§3.9.1).
+    fn stu_log2(&self) -> u8 {
+        match (self.options.gran4k, self.options.gran16k) {
+            (true, _) => 12,
+            (_, true) => 14,
+            _ => 16,
+        }
+    }
+
+    /// The page is not accessible.
+    fn nothing(&self, request: &AtsRequest) -> AtsTranslation {
+        let size_log2 = self.stu_log2();
+        AtsTranslation {
+            address: request.address & !((1 << size_log2) - 1),
+            size_log2,
+            read: false,
+            write: false,
+            execute: false,
+        }
     }
 }

@@ -30,6 +30,10 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         self.acknowledge_enable(front);
         let (base, ring) = front.queue(Register::CmdqBase, COMMAND_LOG2, self.options.cmdq_log2);
         let mut progress = false;
+        let mut full = ring.is_full(
+            Prod(front.word(Register::CmdqProd)).wr(),
+            CmdqCons(front.word(Register::CmdqCons)).rd(),
+        );
         while *budget > 0 && front.cr0().cmdqen() && !front.active(CMDQ_ERR) {
             let cons = CmdqCons(front.word(Register::CmdqCons));
             if ring.is_empty(Prod(front.word(Register::CmdqProd)).wr(), cons.rd()) {
@@ -50,7 +54,13 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 )
             };
             match outcome {
-                Outcome::Consumed => progress = true,
+                Outcome::Consumed => {
+                    progress = true;
+                    // Whoever waits for room in the queue is told that there is some (§4.1.2).
+                    if std::mem::take(&mut full) && self.options.sev {
+                        front.effects.push_back(Effect::Pulse(Wire::Sev));
+                    }
+                }
                 Outcome::Waits => break,
                 Outcome::Error(error) => {
                     let cons = CmdqCons(front.word(Register::CmdqCons)).with_err(error as u8);
@@ -152,6 +162,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 self.atc_invalidate(front, sid, ssid, global, size, addr);
             }
             Command::PriResp { sid, ssid, prg_index, resp } => {
+                let ssid = ssid.filter(|_| self.options.ssid_bits > 0);
                 page_response(front, sid, ssid, prg_index, resp);
             }
             Command::Resume { sid, stag, action, .. } => self.resume(front, sid, stag, action),
@@ -190,6 +201,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         front.sync = None;
         self.in_flight.forget_unless(front.enable.is_some());
+        self.retry_unreported(front);
         front.set(Register::CmdqCons, next.0.into());
         match cs {
             0b01 => {

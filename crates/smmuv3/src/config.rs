@@ -27,18 +27,12 @@ pub(crate) struct Context {
     pub(crate) vm: Space,
     /// Effective `EATS`.
     pub(crate) eats: Eats,
-    /// What becomes of the attributes that transactions come with, and of events.
-    pub(crate) stream: Stream,
-    /// The SubstreamID that selected the CD.
-    pub(crate) substream_id: u32,
-}
-
-/// What an STE says about the records of its stream, whatever becomes of its CD.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stream {
+    /// What becomes of the attributes that transactions come with.
     pub(crate) overrides: Overrides,
     /// Events may be merged.
     pub(crate) mev: bool,
+    /// The SubstreamID that selected the CD.
+    pub(crate) substream_id: u32,
 }
 
 /// What a stream may do with ATS: the effective value of `STE.EATS`.
@@ -196,7 +190,8 @@ impl Rules<'_> {
             space: Space::new(StreamWorld::El1, 0, 0, false, false),
             vm: Space::stage2(0),
             eats: Eats::Disabled,
-            stream: Stream { overrides: Overrides::of_ste(&ste, options), mev: ste.mev() },
+            overrides: Overrides::of_ste(&ste, options),
+            mev: ste.mev(),
             substream_id: 0,
         };
         if context.abort {

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use pagetable::{Meaning, Permissions, Step as WalkStep};
+use pagetable::{Meaning, Permissions, Step as WalkStep, TableAttributes};
 
 use crate::attributes::Attributes;
-use crate::wire::{Cd, Event, L1Cd, L1Std, Ste};
+use crate::wire::{Cd, Class, Event, L1Cd, L1Std, Ste};
 
 /// One thing that happened on the way from an input address to an output address or a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,13 @@ pub enum Step {
         stage: u8,
         /// The address.
         address: u64,
+    },
+    /// Stage 2 is about to translate an address.
+    Stage2 {
+        /// The address (IPA).
+        ipa: u64,
+        /// What is there: a CD, a stage 1 table, or the data.
+        class: Class,
     },
     /// A translation table descriptor was read.
     Descriptor {
@@ -156,8 +163,16 @@ impl fmt::Display for Step {
             Self::OutOfRange { stage, address } => {
                 write!(f, "stage {stage}: {address:#x} is outside of the range that it translates")
             }
+            Self::Stage2 { ipa, class } => {
+                let what = match class {
+                    Class::Cd => "the CD's table",
+                    Class::Tt => "a stage 1 table",
+                    _ => "the data",
+                };
+                write!(f, "    IPA {ipa:#x} of {what}:")
+            }
             Self::Descriptor { stage, physical, step } => {
-                let indent = if *stage == 2 { "    " } else { "  " };
+                let indent = if *stage == 2 { "      " } else { "  " };
                 write!(
                     f,
                     "{indent}stage {stage} level {} at {}: {:#018x} ",
@@ -171,7 +186,11 @@ impl fmt::Display for Step {
                         f.write_str("reserved encoding, or a block where none may stand: invalid")
                     }
                     Meaning::Table(next) => {
-                        write!(f, "table at {:#x} {:?}", next.table, next.attributes)
+                        write!(f, "table at {:#x}", next.table)?;
+                        if next.attributes == TableAttributes::NONE {
+                            return Ok(());
+                        }
+                        write!(f, ", which takes away {:?}", next.attributes)
                     }
                     Meaning::Leaf { output, size_log2 } => {
                         write!(f, "maps {} to {output:#x}", Size(size_log2))

@@ -1,6 +1,6 @@
 //! What ends a transaction, until one place turns it into an event and an answer to the device.
 
-use crate::config::{FaultControls, Stream};
+use crate::config::FaultControls;
 use crate::wire::{Class, Event, EventKind};
 
 /// Why a transaction cannot go on, with everything that its event record may need.
@@ -15,8 +15,6 @@ pub(crate) struct Fault {
     pub(crate) fetch_address: u64,
     /// `C_BAD_SUBSTREAMID` names the CD that was looked for.
     pub(crate) substream_id: Option<u32>,
-    /// What the STE says about records, once one was found.
-    pub(crate) stream: Option<Stream>,
 }
 
 impl Fault {
@@ -30,13 +28,7 @@ impl Fault {
             ttrnw: false,
             fetch_address: 0,
             substream_id: None,
-            stream: None,
         }
-    }
-
-    /// The same, of a stream whose STE is known.
-    pub(crate) fn of(self, stream: Stream) -> Self {
-        Self { stream: Some(stream), ..self }
     }
 
     /// A configuration error.

@@ -71,45 +71,36 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         Ok(address)
     }
 
-    /// The whole configuration of a stream, or of one of its substreams. With `before`, CDs are looked for through the
-    /// caches of stage 2.
-    pub(crate) fn fetch_context<R: Recorder>(
+    /// Adds to the configuration of a stream what the CD of the substream says. With `before`, CDs are looked for
+    /// through the caches of stage 2. On a fault `context` stays as the STE made it.
+    pub(crate) fn fetch_cd<R: Recorder>(
         &self,
-        stream_id: u32,
+        context: &mut Context,
         substream_id: Option<u32>,
-        before: impl Fn(&Context) -> Option<Before>,
+        before: Option<Before>,
         recorder: &mut R,
-    ) -> Result<Context, Fault> {
-        let context = self.fetch_ste(stream_id, recorder)?;
+    ) -> Result<(), Fault> {
         if context.abort {
-            return Ok(context);
+            return Ok(());
         }
-        let stream = context.stream;
-        self.fetch_cd(context, substream_id, before, recorder).map_err(|fault| fault.of(stream))
-    }
-
-    fn fetch_cd<R: Recorder>(
-        &self,
-        context: Context,
-        substream_id: Option<u32>,
-        before: impl Fn(&Context) -> Option<Before>,
-        recorder: &mut R,
-    ) -> Result<Context, Fault> {
         let index = match self.rules().select_cd(&context.ste, substream_id) {
-            Ok(CdIndex::Skip) => return Ok(context),
+            Ok(CdIndex::Skip) => return Ok(()),
             Ok(CdIndex::Index(index)) => index,
             Err(SubstreamError::Bad) => return Err(bad_substream(substream_id.unwrap_or(0))),
             Err(SubstreamError::Disabled) => {
                 return Err(Fault::configuration(EventKind::StreamDisabled));
             }
         };
-        let before = before(&context);
-        let mut fetch = CdFetch { smmu: self, context: &context, before, recorder };
+        let mut fetch = CdFetch { smmu: self, context, before, recorder };
         let (address, physical) = fetch.locate(index, substream_id)?;
         let cd =
             Cd(self.words(physical).map_err(|_| Fault::fetch(EventKind::CdFetch, physical))?);
         recorder.step(|| Step::Cd { address, physical, cd });
-        self.rules().cd(context, cd, index).ok_or(Fault::configuration(EventKind::BadCd))
+        *context = self
+            .rules()
+            .cd(context.clone(), cd, index)
+            .ok_or(Fault::configuration(EventKind::BadCd))?;
+        Ok(())
     }
 }
 

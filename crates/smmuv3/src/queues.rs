@@ -1,7 +1,7 @@
 //! The SMMU as a producer: events, page requests, global errors, and the interrupts for them.
 
 use crate::front::{Effect, Front, Stalled};
-use crate::platform::{Memory, PageResponse, PageResponseCode, Wire};
+use crate::platform::{Memory, PageResponse, PageResponseCode, Resume, Wire};
 use crate::smmu::Smmu;
 use crate::sync::Fence;
 use crate::wire::pri::PageRequest;
@@ -84,11 +84,15 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         front.effects.push_back(Effect::Pulse(wire));
     }
 
-    /// Records an event of a terminated transaction, or loses it as §7.4 says.
+    /// Records an event of a terminated transaction if `CR2.RECINVSID` lets it, or loses it as §7.4 says.
     pub(crate) fn record(&self, front: &mut Front, event: Event, mergeable: bool) {
-        if event.kind == EventKind::BadStreamId && !self.live.cr2().recinvsid() {
-            return;
+        if event.kind != EventKind::BadStreamId || self.live.cr2().recinvsid() {
+            self.record_any(front, event, mergeable);
         }
+    }
+
+    /// [`record`](Self::record) without regard to `CR2.RECINVSID`.
+    pub(crate) fn record_any(&self, front: &mut Front, event: Event, mergeable: bool) {
         if !front.events_delivered() {
             return;
         }
@@ -124,7 +128,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         );
         // Unread: as far behind PROD as one record, and CONS is at it or before.
         let unread = ring.next(*position) == prod & ring.mask() && !ring.is_empty(prod, cons);
-        let page = |event: &Event| Event { input_address: event.input_address & !0xfff, ..*event };
+        let page = |event: &Event| Event {
+            input_address: event.input_address & !0xfff,
+            ipa: event.ipa & !0xfff,
+            ..*event
+        };
         unread && page(last) == page(event)
     }
 
@@ -179,6 +187,18 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
     }
 
+    /// Has the stalled transactions tried again whose events could not be recorded so far: what a `CMD_SYNC`
+    /// completed may have changed why they stall, and no record may tell of the past (§4.7.3).
+    pub(crate) fn retry_unreported(&self, front: &mut Front) {
+        for stag in 0..front.stalled.len() {
+            if let Some(Stalled { event, reported: false }) = front.stalled[stag] {
+                front.stalled[stag] = None;
+                let (stream_id, stag) = (event.sid, stag as u16);
+                front.effects.push_back(Effect::Resume { stream_id, stag, action: Resume::Retry });
+            }
+        }
+    }
+
     /// A Page Request message of an endpoint (PCIe PRI), or a Stop PASID marker.
     pub fn page_request(&self, request: PageRequest) {
         {
@@ -209,6 +229,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let prod = Prod(front.word(Register::PriqProd));
         let cons = Cons(front.word(Register::PriqCons));
         let overflow = prod.ovflg() != cons.ovackflg();
+        let on_last = IrqCfg2(front.word(Register::PriqIrqCfg2)).lo();
         if overflow || ring.is_full(prod.wr(), cons.rd()) {
             if !overflow {
                 front.set(Register::PriqProd, prod.with_ovflg(!prod.ovflg()).0.into());
@@ -217,6 +238,9 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             if request.last {
                 let (substream_id, code) = self.overflow_response(front, &request);
                 respond(front, substream_id, code);
+                if on_last {
+                    self.interrupt(front, Source::Priq);
+                }
             }
             return;
         }
@@ -230,7 +254,6 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             return respond(front, None, PageResponseCode::Failure);
         }
         front.set(Register::PriqProd, prod.with_wr(ring.next(prod.wr())).0.into());
-        let on_last = IrqCfg2(front.word(Register::PriqIrqCfg2)).lo();
         if if on_last { request.last } else { ring.is_empty(prod.wr(), cons.rd()) } {
             self.interrupt(front, Source::Priq);
         }

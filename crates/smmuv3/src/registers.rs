@@ -32,7 +32,7 @@ fn writable(register: Register, o: &Options) -> u64 {
         Register::GerrorIrqCfg1 | Register::EventqIrqCfg1 => msi(0xffff_ffff),
         Register::PriqIrqCfg1 => pri(msi(0xffff_ffff)),
         Register::GerrorIrqCfg2 | Register::EventqIrqCfg2 => msi(0x3f),
-        Register::PriqIrqCfg2 => pri(msi(0x3f) | 1 << 31),
+        Register::PriqIrqCfg2 => pri(msi(0x3f | 1 << 31)),
         Register::StrtabBase => address & !0x3f | 1 << 62,
         Register::StrtabBaseCfg => 0x3f | if o.two_level_stream_table { 0x3_07c0 } else { 0 },
         Register::CmdqBase | Register::EventqBase => queue,
@@ -76,7 +76,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     pub fn mmio_write(&self, offset: u64, data: &[u8]) {
         match *data {
             [a, b, c, d] => self.write32(offset, u32::from_le_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] => {
+            [a, b, c, d, e, f, g, h] if offset.is_multiple_of(8) => {
                 self.write64(offset, u64::from_le_bytes([a, b, c, d, e, f, g, h]));
             }
             _ => {}
@@ -86,7 +86,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     /// Reads 32 bits: a register, or half of a 64-bit register.
     pub fn read32(&self, offset: u64) -> u32 {
         let Some((register, shift)) = find(offset) else { return 0 };
-        let value = self.front.lock().value(register) >> shift;
+        let value = self.visible(&self.front.lock(), register) >> shift;
         if matches!(register, Register::CmdqCons | Register::Cr0Ack) {
             // Software that polls makes what it polls for go on.
             self.poll();
@@ -100,6 +100,22 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             Some((register, 0)) if register.width() == 64 => self.front.lock().value(register),
             _ => u64::from(self.read32(offset)) | u64::from(self.read32(offset + 4)) << 32,
         }
+    }
+
+    /// A register as software sees it: of an index, the bits that the size of its queue leaves.
+    fn visible(&self, front: &Front, register: Register) -> u64 {
+        let o = &self.options;
+        let (base, max_log2, flags) = match register {
+            Register::CmdqProd => (Register::CmdqBase, o.cmdq_log2, 0),
+            Register::CmdqCons => (Register::CmdqBase, o.cmdq_log2, 0x7f00_0000),
+            Register::EventqProd | Register::EventqCons => {
+                (Register::EventqBase, o.eventq_log2, 1 << 31)
+            }
+            Register::PriqProd | Register::PriqCons => (Register::PriqBase, o.priq_log2, 1 << 31),
+            _ => return front.value(register),
+        };
+        let (_, ring) = front.queue(base, 0, max_log2);
+        front.value(register) & (flags | u64::from(ring.mask()))
     }
 
     /// Writes 32 bits: a register, or half of a 64-bit register.
@@ -197,6 +213,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             }
         }
         front.set(Register::Cr0Ack, now.0.into());
+        if old.cmdqen() && !new.cmdqen() {
+            // A CMD_SYNC that waits begins anew when the queue is enabled again, if it is still there.
+            front.sync = None;
+            self.in_flight.forget_unless(front.enable.is_some());
+        }
         if new.eventqen() && !old.eventqen() {
             front.last_event = None;
             self.report_stalled(front);
@@ -208,6 +229,10 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if front.enable.as_mut().is_some_and(super::cache::in_flight::Outstanding::refresh) {
             front.enable = None;
             let ack = Cr0(front.word(Register::Cr0Ack)).with_smmuen(front.cr0().smmuen());
+            if !ack.smmuen() {
+                // Those that stalled in the meantime.
+                front.end_stalls(|_| true, Resume::Abort);
+            }
             front.set(Register::Cr0Ack, ack.0.into());
             self.in_flight.forget_unless(front.sync.is_some());
         }

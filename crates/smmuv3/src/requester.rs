@@ -8,7 +8,7 @@ use crate::attributes::Attributes;
 use crate::cache::generation::Space;
 use crate::cache::in_flight::Marker;
 use crate::cache::tlb::{Before, Tags, Tlb};
-use crate::config::{Context, Overrides, Stream};
+use crate::config::Context;
 use crate::explain::{Explanation, Recorder, Step};
 use crate::fault::{Fault, Origin};
 use crate::platform::{Abort, Memory};
@@ -186,7 +186,7 @@ impl Hot {
             stamp,
             wanted,
             tbi,
-            settled: context.stage1.is_some() && !context.stream.overrides.types(),
+            settled: context.stage1.is_some() && !context.overrides.types(),
         }
     }
 }
@@ -244,7 +244,9 @@ impl<M: Memory, F: Fence> Requester<M, F> {
 
 impl<M: Memory, F: Fence> Drop for Requester<M, F> {
     fn drop(&mut self) {
-        self.smmu.in_flight.unregister(&self.marker);
+        if self.smmu.in_flight.unregister(&self.marker) {
+            self.smmu.poll();
+        }
     }
 }
 
@@ -412,15 +414,14 @@ impl<M: Memory, F: Fence> Requester<M, F> {
                 return smmu.disabled(transaction);
             }
             let stamp = smmu.tlb.stream(transaction.stream_id);
-            let before = |context: &Context| Some(smmu.before(context));
-            let (sid, ssid) = (transaction.stream_id, transaction.substream_id);
-            match smmu.fetch_context(sid, ssid, before, &mut ()) {
-                Ok(context) => {
-                    hot[slot] = Hot::new(key, changes, stamp, &context, &smmu.tlb);
-                    contexts[slot] = Some(context);
-                }
-                Err(fault) => return Err(smmu.refuse(&fault, transaction, None, true)),
-            }
+            let mut context = smmu
+                .fetch_ste(transaction.stream_id, &mut ())
+                .map_err(|fault| smmu.refuse(&fault, transaction, None, true))?;
+            let before = Some(smmu.before(&context));
+            smmu.fetch_cd(&mut context, transaction.substream_id, before, &mut ())
+                .map_err(|fault| smmu.refuse(&fault, transaction, Some(&context), true))?;
+            hot[slot] = Hot::new(key, changes, stamp, &context, &smmu.tlb);
+            contexts[slot] = Some(context);
         }
         match &contexts[slot] {
             Some(context) => smmu.walk(context, transaction, smmu.tlb.before(hot[slot].tags)),
@@ -463,7 +464,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if gbpa.abort() || transaction.address >> self.options.oas != 0 {
             return Err(Refused::Abort);
         }
-        let overrides = Overrides::of_gbpa(gbpa, &self.options);
+        let overrides = crate::config::Overrides::of_gbpa(gbpa, &self.options);
         Ok(Translation {
             address: transaction.address,
             length: (1 << self.options.oas) - transaction.address,
@@ -481,9 +482,8 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         context: Option<&Context>,
         may_stall: bool,
     ) -> Refused {
-        let stream = context.map(|context| context.stream).or(fault.stream);
-        let event = fault.event(&origin(transaction, stream));
-        let mergeable = stream.is_none_or(|stream| stream.mev);
+        let event = fault.event(&origin(transaction, context));
+        let mergeable = context.is_none_or(|context| context.mev);
         let mut refused = if fault.controls.abort { Refused::Abort } else { Refused::RazWi };
         {
             let mut front = self.front.lock();
@@ -520,12 +520,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             steps.step(|| Step::Disabled { abort: self.live.gbpa().abort() });
             return self.disabled(transaction).map_err(|_| silent);
         }
-        let context =
-            self.fetch_context(transaction.stream_id, transaction.substream_id, |_| None, steps);
-        let (fault, context) = match context {
+        let (fault, context) = match self.fetch_ste(transaction.stream_id, steps) {
             Err(fault) => (fault, None),
             Ok(context) if context.abort => return Err(silent),
-            Ok(context) => {
+            Ok(mut context) => {
+                let found = self.fetch_cd(&mut context, transaction.substream_id, None, steps);
                 let wanted = context.wanted(transaction);
                 let mut walker = Walker {
                     memory: &self.memory,
@@ -535,14 +534,14 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                     before: None,
                     recorder: steps,
                 };
-                match walker.translate(context.canonical(transaction.address), wanted) {
+                let canonical = context.canonical(transaction.address);
+                match found.and_then(|()| walker.translate(canonical, wanted)) {
                     Ok(output) => return Ok(context.translation(transaction, &output, wanted)),
                     Err(fault) => (fault, Some(context)),
                 }
             }
         };
-        let stream = context.map(|context| context.stream).or(fault.stream);
-        let event = fault.event(&origin(transaction, stream));
+        let event = fault.event(&origin(transaction, context.as_ref()));
         steps.step(|| Step::Fault {
             event,
             recorded: fault.controls.record,
@@ -552,15 +551,15 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     }
 }
 
-fn origin(transaction: &Transaction, stream: Option<Stream>) -> Origin {
-    let wanted = match stream {
-        Some(stream) => stream.overrides.wanted(transaction),
-        None => Wanted {
+pub(crate) fn origin(transaction: &Transaction, context: Option<&Context>) -> Origin {
+    let wanted = context.map_or(
+        Wanted {
             write: transaction.write,
             privileged: transaction.privileged,
             instruction: transaction.instruction,
         },
-    };
+        |context| context.wanted(transaction),
+    );
     Origin {
         stream_id: transaction.stream_id,
         substream_id: transaction.substream_id,
@@ -571,23 +570,15 @@ fn origin(transaction: &Transaction, stream: Option<Stream>) -> Origin {
     }
 }
 
-impl Overrides {
-    /// What a transaction wants, after the STE's overrides.
-    #[inline]
-    fn wanted(self, transaction: &Transaction) -> Wanted {
-        Wanted {
-            write: transaction.write,
-            privileged: self.privileged(transaction.privileged),
-            instruction: self.instruction(transaction.instruction, transaction.write),
-        }
-    }
-}
-
 impl Context {
     /// What a transaction wants, after the STE's overrides.
     #[inline]
     pub(crate) fn wanted(&self, transaction: &Transaction) -> Wanted {
-        self.stream.overrides.wanted(transaction)
+        Wanted {
+            write: transaction.write,
+            privileged: self.overrides.privileged(transaction.privileged),
+            instruction: self.overrides.instruction(transaction.instruction, transaction.write),
+        }
     }
 
     #[inline]
@@ -601,7 +592,7 @@ impl Context {
     /// The attributes of a transaction for which the tables say `found`: both stages together, or, where stage 1 does
     /// not translate, stage 2 alone.
     fn attributes(&self, transaction: &Transaction, found: Attributes) -> Attributes {
-        let incoming = self.stream.overrides.attributes(transaction.attributes);
+        let incoming = self.overrides.attributes(transaction.attributes);
         match (&self.stage1, &self.stage2) {
             (Some(_), _) => found.hinted(incoming),
             (None, Some(stage2)) => {

@@ -355,6 +355,7 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         class: Class,
     ) -> Result<Output, Fault> {
         let need = wanted.permissions();
+        self.recorder.step(|| Step::Stage2 { ipa, class });
         // Tables are met again and again; a page of data has its own entry among the combined ones.
         let pages = class != Class::In;
         if let Some(before) = &self.before

@@ -131,3 +131,14 @@ fn a_reset_forgets_everything() {
     assert_eq!(m.output(3, 0x5000), 0x5000);
     assert!(m.output(3, RAM_SIZE - 8) == RAM_SIZE - 8);
 }
+
+#[test]
+fn a_transfer_that_was_forgotten_ends_with_its_requester() {
+    let m = Machine::everything();
+    let mut port = m.smmu.requester();
+    std::mem::forget(port.begin());
+    m.submit(&[cmd::sync()]);
+    assert!(!m.idle(), "nobody has ended the transfer");
+    drop(port);
+    assert!(m.idle());
+}

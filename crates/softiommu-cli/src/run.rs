@@ -30,7 +30,7 @@ use crate::program::{self, ProgramError};
 Exit status: the program's own; 125 if softiommu itself failed, 126 if the program cannot be
 run with the library in it, 127 if it was not found.")]
 pub(crate) struct Run {
-    /// The machine file: which IOMMUs there are (see the README)
+    /// The machine file: which IOMMUs and devices there are (see the README)
     #[arg(long, value_name = "FILE.toml", conflicts_with = "iommu")]
     machine: Option<PathBuf>,
 

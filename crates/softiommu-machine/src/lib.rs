@@ -1,4 +1,4 @@
-//! The machine that `/dev/iommu` runs on: which IOMMUs there are.
+//! The machine that `/dev/iommu` runs on: which IOMMUs there are, and which devices.
 //!
 //! A machine file is TOML:
 //!
@@ -10,6 +10,10 @@
 //! [[iommu]]
 //! name = "iommu0"            # optional, for logs
 //! model = "mock"             # the hardware of the kernel's iommufd selftests
+//!
+//! [[device]]                 # optional, any number
+//! name = "nic0"
+//! iommu = "none"             # its DMA is not translated
 //! ```
 //!
 //! ```
@@ -23,6 +27,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -42,6 +47,28 @@ pub struct Machine {
     /// Its IOMMUs; exactly one in this version.
     #[serde(rename = "iommu")]
     pub iommus: Vec<Iommu>,
+    /// Its devices, beside those that the mock IOMMU's users make for themselves.
+    #[serde(rename = "device", default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+}
+
+/// A device that does DMA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// Its name, which no other device has.
+    pub name: String,
+    /// Which IOMMU it is behind.
+    pub iommu: Behind,
+}
+
+/// Which IOMMU a device is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Behind {
+    /// None: its DMA uses physical addresses, and a program that may do so
+    /// (`CAP_SYS_RAWIO`) binds it and asks for them.
+    None,
 }
 
 /// A Linux capability that `/dev/iommu` asks for.
@@ -153,6 +180,7 @@ impl Machine {
             grant: Vec::new(),
             fault_injection: false,
             iommus: vec![Iommu { name: Iommu::default_name(), model }],
+            devices: Vec::new(),
         }
     }
 
@@ -179,17 +207,16 @@ impl Machine {
             Ok(machine) => machine,
             Err(source) => return Err(Error::Parse { path, source: Box::new(source) }),
         };
-        match machine.iommus.len() {
-            1 => Ok(machine),
-            0 => {
-                let problem = "there is no IOMMU: add an [[iommu]] section with a model";
-                Err(Error::Unsupported { path, problem })
+        let names: BTreeSet<&str> = machine.devices.iter().map(|d| d.name.as_str()).collect();
+        let problem = match machine.iommus.len() {
+            0 => "there is no IOMMU: add an [[iommu]] section with a model",
+            1 if names.len() < machine.devices.len() => {
+                "two devices have the same name: give each [[device]] section its own"
             }
-            _ => {
-                let problem = "this version has one IOMMU: leave one [[iommu]] section";
-                Err(Error::Unsupported { path, problem })
-            }
-        }
+            1 => return Ok(machine),
+            _ => "this version has one IOMMU: leave one [[iommu]] section",
+        };
+        Err(Error::Unsupported { path, problem })
     }
 }
 
@@ -219,6 +246,18 @@ mod tests {
         assert!(empty.contains("missing field `iommu`"), "{empty}");
         let two = "[[iommu]]\nmodel = \"mock\"\n[[iommu]]\nmodel = \"mock\"\n";
         assert!(Machine::from_toml(two).unwrap_err().to_string().contains("one IOMMU"));
+    }
+
+    #[test]
+    fn devices_have_names_of_their_own_and_a_known_place() {
+        let text = "[[iommu]]\nmodel = \"mock\"\n[[device]]\nname = \"a\"\niommu = \"none\"\n";
+        let machine = Machine::from_toml(text).unwrap();
+        assert_eq!(machine.devices, [Device { name: "a".into(), iommu: Behind::None }]);
+        assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
+        let twice = format!("{text}[[device]]\nname = \"a\"\niommu = \"none\"\n");
+        assert!(Machine::from_toml(&twice).unwrap_err().to_string().contains("same name"));
+        let behind = Machine::from_toml(&text.replace("none", "iommu0")).unwrap_err().to_string();
+        assert!(behind.contains("iommu0") && behind.contains("none"), "{behind}");
     }
 
     #[test]

@@ -19,10 +19,11 @@ use std::sync::Arc;
 
 use host_linux::Host;
 use interpose::{Captures, Node, PathTable, Prefixes};
+use iommu::NoIommu;
 
 use crate::fail_nth::{FailNth, Knob};
 
-pub use softiommu_machine::{Error as MachineError, Grant, Iommu, Machine, Model};
+pub use softiommu_machine::{Behind, Device, Error as MachineError, Grant, Iommu, Machine, Model};
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
 const MINOR: u32 = 125;
@@ -53,11 +54,19 @@ pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
 /// The one table of what paths lead to us.
 fn paths(machine: &Machine, host: &Arc<Host>) -> PathTable {
     let granted: Vec<_> = machine.grant.iter().map(|grant| capability(*grant)).collect();
+    let noiommu: Vec<_> = machine
+        .devices
+        .iter()
+        .map(|device| match device.iommu {
+            Behind::None => NoIommu::add_device(&device.name),
+        })
+        .collect();
     let mut table = PathTable::new();
     for iommu in &machine.iommus {
         match iommu.model {
             Model::Mock => {
-                let node = iommufd_selftest::device_node(host.phys().clone(), MINOR, &granted);
+                let memory = host.phys().clone();
+                let node = iommufd_selftest::device_node(memory, MINOR, &granted, noiommu.clone());
                 table.add("/dev/iommu", Node::CharDevice(node));
             }
         }

@@ -67,6 +67,11 @@ constants! {
     IOMMU_TEST_HW_QUEUE_MAX: u32 = 2;
 }
 
+/// Ours, not the kernel's: as `IOMMU_TEST_OP_MOCK_DOMAIN`, but with a device of the
+/// machine that is behind no IOMMU, the n-th as the fourth word of the union says.
+/// The caller needs `CAP_SYS_RAWIO`, as for opening such a device through VFIO.
+pub const SOFTIOMMU_TEST_OP_NOIOMMU_DEVICE: u32 = 1 << 31;
+
 /// `struct iommu_test_cmd`; `arg` is its union and the padding behind it, in
 /// 32-bit words.
 #[repr(C)]

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use host::{Errno, File, Mm};
 use host_fake::{BASE, FakeHost, FakeTask};
+use iommu::NoIommu;
 use iommufd::{Context, Iommufd};
+use uapi::extra::iommu_ioas_noiommu_get_pa;
 use uapi::iommufd as u;
 use uapi::selftest::{self as t, iommu_test_cmd};
 use uapi::{Plain, nr};
@@ -37,7 +39,8 @@ pub(crate) struct Mock {
 impl Client {
     pub(crate) fn new() -> Self {
         let host = FakeHost::new(PAGES as usize);
-        let node = iommufd_selftest::device_node(host.clone(), 200, &[]);
+        let noiommu = vec![NoIommu::add_device("nic0"), NoIommu::add_device("nic1")];
+        let node = iommufd_selftest::device_node(host.clone(), 200, &[], noiommu);
         let context = node.context();
         Self { task: FakeTask::new(&host), host, node, context }
     }
@@ -142,6 +145,23 @@ impl Client {
             hwpt: cmd.arg[1],
             idev: cmd.arg[2],
         })
+    }
+
+    /// Binds the n-th device that is behind no IOMMU and attaches it.
+    pub(crate) fn nic(&self, n: u32, pt_id: u32) -> Result<Mock, Errno> {
+        let cmd = self.test(t::SOFTIOMMU_TEST_OP_NOIOMMU_DEVICE, pt_id, &[0, 0, 0, n])?;
+        Ok(Mock { stdev: cmd.arg[0], hwpt: cmd.arg[1], idev: cmd.arg[2] })
+    }
+
+    /// The physical address of an IOVA and the contiguous bytes behind it.
+    pub(crate) fn get_pa(&self, ioas_id: u32, iova: u64, length: u64) -> Result<(u64, u64), Errno> {
+        let mut cmd =
+            iommu_ioas_noiommu_get_pa { size: 40, ioas_id, iova, length, ..Default::default() };
+        let result = self.call(nr::IOMMU_IOAS_NOIOMMU_GET_PA, &mut cmd);
+        if result.is_err() {
+            assert_eq!((cmd.length, cmd.out_phys), (length, 0), "an error answers nothing");
+        }
+        result.map(|_| (cmd.out_phys, cmd.length))
     }
 
     /// Whether the HWPT maps `iova` to the memory at `va`.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use host::PAGE_SIZE;
-use iommu::{Device, PagingDomain, ReservedKind};
+use iommu::{Device, NoIommuDomain, PagingDomain, ReservedKind};
 use iova_map::Entry;
 
 use super::pages::PagesTable;
@@ -47,10 +47,33 @@ impl Ioas {
         let Some(index) = self.domains.iter().position(|(id, _)| *id == hwpt) else {
             return;
         };
-        let (_, domain) = self.domains.remove(index);
+        // The last one takes its place, as in the kernel: which is the first matters
+        // to `Ioas::noiommu_phys`.
+        let (_, domain) = self.domains.swap_remove(index);
         self.unfill_domain(table, domain.as_ref(), self.areas.len());
         self.reserved.remove(ReservedBy::Hwpt(hwpt));
         self.lower_alignment();
+    }
+
+    /// The physical address of an IOVA for a device behind no IOMMU, and how many
+    /// bytes of the same area, at most `len`, follow it in physical memory.
+    ///
+    /// Only the first domain is asked, as in the kernel: an IOAS that a real IOMMU
+    /// maps before does not tell.
+    pub(crate) fn noiommu_phys(
+        &self,
+        table: &PagesTable,
+        iova: u64,
+        len: u64,
+    ) -> Result<(u64, u64), Error> {
+        let area = self.areas.get(iova).ok_or(Error::NotMapped(iova))?;
+        if table.get(area.value.pages).revoked {
+            return Err(Error::Invalid("the dma-buf was revoked"));
+        }
+        let domain = self.domains.first().and_then(|(_, domain)| NoIommuDomain::of(domain));
+        let domain = domain.ok_or(Error::Unsupported("physical addresses beside an IOMMU"))?;
+        let rest = (area.last - iova).saturating_add(1);
+        domain.lookup(iova, len.min(rest)).ok_or(Error::NotMapped(iova))
     }
 
     /// Pins (for a first domain) and maps every area.

@@ -65,15 +65,15 @@ impl<'a> Command<'a> {
 
     /// Writes the struct back, as much of it as user space has.
     pub(crate) fn respond<T: Plain>(&self, answer: &T) -> Result<(), Error> {
-        if host::fail::point() {
-            return Err(Fault { va: self.arg }.into());
-        }
         let len = self.user_size.min(size_of::<T>());
-        Ok(self.task.mm().copy_to_user(self.arg, &answer.as_bytes()[..len])?)
+        self.respond_at(0, &answer.as_bytes()[..len])
     }
 
     /// Writes a part of the struct back.
     pub(crate) fn respond_at(&self, offset: usize, bytes: &[u8]) -> Result<(), Error> {
+        if host::fail::point() {
+            return Err(Fault { va: self.arg }.into());
+        }
         Ok(self.task.mm().copy_to_user(self.arg + offset as u64, bytes)?)
     }
 

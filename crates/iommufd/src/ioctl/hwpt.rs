@@ -56,6 +56,11 @@ pub(super) fn user_data(mm: &dyn Mm, data_type: u32, len: u32, at: u64) -> Optio
     (len != 0).then(|| UserData::new(data_type, len as usize, read))
 }
 
+const CAP_DIRTY_TRACKING: u32 = u::iommufd_hw_capabilities_IOMMU_HW_CAP_DIRTY_TRACKING;
+const CAP_PASID_EXEC: u32 = u::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_PASID_EXEC;
+const CAP_PASID_PRIV: u32 = u::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_PASID_PRIV;
+const CAP_ATS_NOT_SUPPORTED: u32 = u::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED;
+
 pub(super) fn get_hw_info(context: &Context, command: &Command<'_>) -> Result<(), Error> {
     let mut cmd: u::iommu_hw_info = command.get();
     if cmd.flags & !u::iommufd_hw_info_flags_IOMMU_HW_INFO_FLAG_INPUT_TYPE != 0
@@ -78,15 +83,18 @@ pub(super) fn get_hw_info(context: &Context, command: &Command<'_>) -> Result<()
     clear_user(mm, cmd.data_uptr + known as u64, cmd.data_len as usize - known)?;
     cmd.data_len = info.data.len() as u32;
     cmd.as_bytes_mut()[word..word + 4].copy_from_slice(&info.data_type.to_ne_bytes());
-    cmd.out_capabilities = 0;
-    if driver.capable(&device, Capability::DirtyTracking) {
-        cmd.out_capabilities |= u64::from(u::iommufd_hw_capabilities_IOMMU_HW_CAP_DIRTY_TRACKING);
-    }
-    if !driver.capable(&device, Capability::PciAts) {
-        cmd.out_capabilities |=
-            u64::from(u::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED);
-    }
-    cmd.out_max_pasid_log2 = driver.max_pasids(&device).checked_ilog2().unwrap_or(0) as u8;
+    let pasids = driver.pasids(&device);
+    let usable = pasids.max != 0;
+    cmd.out_max_pasid_log2 = pasids.max.checked_ilog2().unwrap_or(0) as u8;
+    cmd.out_capabilities = [
+        (driver.capable(&device, Capability::DirtyTracking), CAP_DIRTY_TRACKING),
+        (usable && pasids.exec, CAP_PASID_EXEC),
+        (usable && pasids.privileged, CAP_PASID_PRIV),
+        (!driver.capable(&device, Capability::PciAts), CAP_ATS_NOT_SUPPORTED),
+    ]
+    .into_iter()
+    .filter_map(|(has, bit)| has.then_some(u64::from(bit)))
+    .sum();
     command.respond(&cmd)
 }
 

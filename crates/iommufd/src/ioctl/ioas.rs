@@ -5,6 +5,7 @@ use std::sync::Arc;
 use host::{Capability, OpenFile, Task};
 use iommu::Prot;
 use uapi::Plain;
+use uapi::extra::iommu_ioas_noiommu_get_pa;
 use uapi::iommufd as u;
 
 use super::codec::{Command, read_user};
@@ -279,9 +280,24 @@ pub(super) fn unmap(context: &Context, command: &Command<'_>) -> Result<(), Erro
     command.respond(&cmd)
 }
 
-/// As a kernel without no-IOMMU devices answers.
-pub(super) fn noiommu_get_pa(_: &Context, _: &Command<'_>) -> Result<(), Error> {
-    Err(Error::Unsupported("no-IOMMU devices"))
+pub(super) fn noiommu_get_pa(context: &Context, command: &Command<'_>) -> Result<(), Error> {
+    let mut cmd: iommu_ioas_noiommu_get_pa = command.get();
+    if !context.capable(command.task(), Capability::SysRawio) {
+        return Err(Error::Permission("physical addresses need CAP_SYS_RAWIO"));
+    }
+    if cmd.flags != 0 || cmd.__reserved != 0 {
+        return Err(Error::Unsupported("NOIOMMU_GET_PA flags or reserved field"));
+    }
+    if cmd.length == 0 {
+        return Err(Error::Invalid("the length is 0"));
+    }
+    bounded(&[cmd.iova])?;
+    (cmd.out_phys, cmd.length) = {
+        let state = context.lock();
+        let ioas = state.ioas(cmd.ioas_id)?;
+        ioas.noiommu_phys(&state.pages, cmd.iova, cmd.length)?
+    };
+    command.respond(&cmd)
 }
 
 pub(super) fn change_process(context: &Context, command: &Command<'_>) -> Result<(), Error> {

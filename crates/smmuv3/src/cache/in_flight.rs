@@ -35,8 +35,12 @@ impl<F: Fence> InFlight<F> {
         marker
     }
 
-    pub(crate) fn unregister(&self, marker: &Arc<Marker>) {
+    /// The requester is gone, and so is a transaction of its that nobody ended. Returns whether
+    /// somebody waits for that.
+    #[must_use]
+    pub(crate) fn unregister(&self, marker: &Arc<Marker>) -> bool {
         self.markers.lock().retain(|m| !Arc::ptr_eq(m, marker));
+        self.end(marker)
     }
 
     /// A transaction begins: cached state that it reads from here on stays in use until [`end`](Self::end).
