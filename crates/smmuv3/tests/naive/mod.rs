@@ -4,6 +4,7 @@
 //! they call). It shares no code with the crate and knows its options only from what the ID
 //! registers say.
 
+pub(crate) mod ats;
 pub(crate) mod attributes;
 pub(crate) mod configuration;
 pub(crate) mod features;
@@ -141,6 +142,8 @@ pub(crate) struct Answer {
 pub(crate) enum Stop {
     /// The transaction ends like this.
     Ended(End, Option<Record>),
+    /// The same, for one of the four Translation-related faults.
+    Faulted(End, Option<Record>),
     /// A descriptor changed under the walk: once more from the beginning.
     Again,
 }
@@ -195,7 +198,7 @@ pub(crate) fn answer<M: Words>(
     let (end, record) = loop {
         match naive.transaction() {
             Ok(end) => break (end, None),
-            Err(Stop::Ended(end, record)) => break (end, record),
+            Err(Stop::Ended(end, record) | Stop::Faulted(end, record)) => break (end, record),
             Err(Stop::Again) => {}
         }
     };

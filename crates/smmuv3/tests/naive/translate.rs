@@ -8,7 +8,7 @@ use super::{End, Naive, Role, Step, Stop, Words, bit, bits};
 
 impl<M: Words> Naive<'_, M> {
     /// The transaction as a record names it, before any override.
-    fn who(&self) -> Who {
+    pub(crate) fn who(&self) -> Who {
         Who {
             stream: self.incoming.stream,
             substream: self.incoming.substream,
@@ -59,7 +59,7 @@ impl<M: Words> Naive<'_, M> {
     }
 
     /// PRIVCFG and INSTCFG.
-    fn overridden(&self, priv_cfg: u64, inst_cfg: u64) -> Access {
+    pub(crate) fn overridden(&self, priv_cfg: u64, inst_cfg: u64) -> Access {
         let apply = |field, incoming| match field {
             0b10 if self.features.attr_perms_ovr => false,
             0b11 if self.features.attr_perms_ovr => true,
@@ -73,35 +73,45 @@ impl<M: Words> Naive<'_, M> {
     }
 
     /// The access of the transaction, with the overrides of its STE.
-    fn access(&self, ste: &Ste) -> Access {
+    pub(crate) fn access(&self, ste: &Ste) -> Access {
         self.overridden(ste.raw.bits(113, 112), ste.raw.bits(115, 114))
     }
 
-    /// A valid STE that lets traffic pass.
-    fn enabled(&self, ste: &Ste) -> Step<End> {
+    /// Whether the transaction goes through stage 1: SubstreamID and S1DSS.
+    pub(crate) fn stage1_applies(&self, ste: &Ste) -> Step<bool> {
         let who = self.who();
         let ssid = self.incoming.substream;
         let substreams = self.features.ssidsize != 0 && ste.stage1() && ste.s1_cd_max != 0;
         if ssid.is_some_and(|ssid| !substreams || u64::from(ssid) >> ste.s1_cd_max != 0) {
             return Err(abort(Some(Record::bad_substream_id(&who))));
         }
-        let mut stage1 = ste.stage1();
-        if substreams {
-            match (ste.s1_dss, ssid) {
-                (0b00 | 0b11, None) | (0b10, Some(0)) => {
-                    return Err(abort(Some(Record::stream_disabled(&who))));
-                }
-                (0b01, None) => stage1 = false,
-                _ => {}
-            }
+        if !substreams {
+            return Ok(ste.stage1());
         }
+        match (ste.s1_dss, ssid) {
+            (0b00 | 0b11, None) | (0b10, Some(0)) => {
+                Err(abort(Some(Record::stream_disabled(&who))))
+            }
+            (0b01, None) => Ok(false),
+            _ => Ok(true),
+        }
+    }
+
+    /// Tags what follows with StreamWorld and VMID.
+    pub(crate) fn tag(&self, ste: &Ste) -> Regime {
         let regime = ste.regime(self.features, self.e2h());
         let mut tags = self.tags.get();
         tags.world = regime as u64;
         tags.vmid = if self.features.s2p && regime == Regime::El1 { ste.s2_vmid } else { 0 };
         tags.ste = ste.stage2().then_some(ste.raw.0);
         self.tags.set(tags);
+        regime
+    }
 
+    /// A valid STE that lets traffic pass.
+    fn enabled(&self, ste: &Ste) -> Step<End> {
+        let stage1 = self.stage1_applies(ste)?;
+        let regime = self.tag(ste);
         let overrides = Overrides {
             supported: self.features.attr_types_ovr,
             mtcfg: ste.raw.bit(100),
@@ -113,7 +123,7 @@ impl<M: Words> Naive<'_, M> {
         let mut attributes = self.incoming.attributes.replaced(&overrides);
         let mut address = self.incoming.address;
         if stage1 {
-            let cd = self.locate_cd(ste, ssid.unwrap_or(0), regime)?;
+            let cd = self.locate_cd(ste, regime)?;
             let (ipa, first) = self.stage1(ste, &cd, access)?;
             address = ipa;
             attributes = attributes.through_stage1(first);
@@ -121,7 +131,7 @@ impl<M: Words> Naive<'_, M> {
             // Without a CD there is nothing that could suppress or stall it.
             let place = Place { s2: false, class: Class::In, ipa: 0, table_read: true };
             let record = Record::fault(Fault::AddrSize, &self.who_after(ste), place, false);
-            return Err(abort(Some(record)));
+            return Err(Stop::Faulted(End::Abort, Some(record)));
         }
         if ste.stage2() {
             let place = Place { s2: true, class: Class::In, ipa: address, table_read: true };
@@ -129,7 +139,7 @@ impl<M: Words> Naive<'_, M> {
                 self.mark.set(self.must.borrow().len());
             }
             let second = self.stage2(ste, address, access, place);
-            if let Err(Stop::Ended(..)) = second {
+            if let Err(Stop::Ended(..) | Stop::Faulted(..)) = second {
                 // Stage 1's own updates are permitted, but nobody is promised them.
                 let mut must = self.must.borrow_mut();
                 let doubtful: Vec<_> = must.drain(self.mark.get()..).collect();
@@ -157,15 +167,15 @@ impl<M: Words> Naive<'_, M> {
     }
 
     /// As a record names the transaction after the STE's overrides.
-    fn who_after(&self, ste: &Ste) -> Who {
+    pub(crate) fn who_after(&self, ste: &Ste) -> Who {
         let access = self.access(ste);
         Who { instruction: access.instruction, privileged: access.privileged, ..self.who() }
     }
 
     /// §3.3.2, §5.3; with a stage 2, CDs and L1CDs are at IPAs.
-    fn locate_cd(&self, ste: &Ste, ssid: u32, regime: Regime) -> Step<Cd> {
+    pub(crate) fn locate_cd(&self, ste: &Ste, regime: Regime) -> Step<Cd> {
         let who = self.who();
-        let ssid = u64::from(ssid);
+        let ssid = u64::from(self.incoming.substream.unwrap_or(0));
         let max = if self.features.ssidsize == 0 { 0 } else { ste.s1_cd_max };
         let split = match ste.s1_fmt {
             _ if max == 0 => None,
@@ -236,7 +246,7 @@ impl<M: Words> Naive<'_, M> {
             (false, false) => End::RazWi,
         };
         let record = (cd.r || cd.s).then(|| Record::fault(fault, &self.current_who(), place, cd.s));
-        Stop::Ended(end, record)
+        Stop::Faulted(end, record)
     }
 
     /// §5.5 with the R and S of an STE, and A as if it were 1.
@@ -244,7 +254,7 @@ impl<M: Words> Naive<'_, M> {
         let end = if ste.s2_s { End::Stall } else { End::Abort };
         let record = (ste.s2_r || ste.s2_s)
             .then(|| Record::fault(fault, &self.who_after(ste), place, ste.s2_s));
-        Stop::Ended(end, record)
+        Stop::Faulted(end, record)
     }
 
     /// F_WALK_EABT.
@@ -253,7 +263,7 @@ impl<M: Words> Naive<'_, M> {
     }
 }
 
-fn abort(record: Option<Record>) -> Stop {
+pub(crate) fn abort(record: Option<Record>) -> Stop {
     Stop::Ended(End::Abort, record)
 }
 

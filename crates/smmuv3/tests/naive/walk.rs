@@ -30,13 +30,13 @@ enum Kind {
 
 /// A leaf that a walk found.
 #[derive(Clone, Copy, Debug)]
-struct Leaf {
-    descriptor: u64,
+pub(crate) struct Leaf {
+    pub descriptor: u64,
     /// Where it was read, PA.
     address: u64,
     /// Where it was read, as the walk sees it: an IPA if a stage 2 is under it.
     input: u64,
-    output: u64,
+    pub output: u64,
     hierarchy: Hierarchy,
 }
 
@@ -234,7 +234,7 @@ impl<M: Words> Naive<'_, M> {
     }
 
     /// Does something of which nobody knows whether it is done.
-    fn perhaps<T>(&self, doing: impl FnOnce() -> Step<T>) {
+    pub(crate) fn perhaps<T>(&self, doing: impl FnOnce() -> Step<T>) {
         let before = self.optional.replace(true);
         let _ = doing();
         self.optional.set(before);
@@ -242,6 +242,22 @@ impl<M: Words> Naive<'_, M> {
 
     /// Stage 1: the output address and its attributes.
     pub(crate) fn stage1(&self, ste: &Ste, cd: &Cd, access: Access) -> Step<(u64, Attributes)> {
+        let leaf = self.first_leaf(ste, cd, access.privileged)?;
+        if !first_allows(cd, &leaf, access) {
+            self.perhaps(|| self.first_update(ste, cd, &leaf, false));
+            return Err(self.stage1_fault(Fault::Permission, cd));
+        }
+        self.mark.set(self.must.borrow().len());
+        self.first_update(ste, cd, &leaf, access.write)?;
+        let old = leaf.descriptor;
+        let half = &cd.halves[cd.half(self.incoming.address)];
+        let sh = if half.ds { half.sh } else { bits(old, 9, 8) };
+        let byte = bits(cd.mair, 8 * bits(old, 4, 2) as u32 + 7, 8 * bits(old, 4, 2) as u32);
+        Ok((leaf.output, Attributes::of_mair(byte, sh)))
+    }
+
+    /// Stage 1 up to the Access flag of its leaf.
+    pub(crate) fn first_leaf(&self, ste: &Ste, cd: &Cd, privileged: bool) -> Step<Leaf> {
         let va = self.incoming.address;
         let upper = cd.half(va) == 1;
         let half = &cd.halves[usize::from(upper)];
@@ -249,7 +265,7 @@ impl<M: Words> Naive<'_, M> {
         if half.epd {
             return fault(Fault::Translation);
         }
-        if half.e0pd && !access.privileged {
+        if half.e0pd && !privileged {
             return fault(Fault::Translation);
         }
         // AArch64.VAIsOutOfRange()
@@ -270,48 +286,50 @@ impl<M: Words> Naive<'_, M> {
             ttb: half.ttb,
         };
         let leaf = self.walk(&shape, va, Stage::One(ste, cd))?;
-        let old = leaf.descriptor;
-        if !bit(old, 11) {
+        if !bit(leaf.descriptor, 11) {
             let mut tags = self.tags.get();
             tags.global = true;
             self.tags.set(tags);
         }
-        let (ha, hd) = (cd.ha, cd.ha && cd.hd);
-        if !bit(old, 10) && !ha && !cd.affd {
+        if !bit(leaf.descriptor, 10) && !cd.ha && !cd.affd {
             return fault(Fault::Access);
         }
-        let controls = Controls { regime: cd.regime, wxn: cd.wxn, pan: cd.pan, dirty: hd };
-        let allowed = stage1_allows(old, leaf.hierarchy, controls, access);
+        Ok(leaf)
+    }
+
+    /// Hardware update of a stage 1 leaf: accessed, and dirty if it is written.
+    pub(crate) fn first_update(&self, ste: &Ste, cd: &Cd, leaf: &Leaf, write: bool) -> Step<()> {
+        let old = leaf.descriptor;
         let mut new = old;
-        if ha {
+        if cd.ha {
             new |= 1 << 10;
         }
-        if allowed && hd && access.write && bit(old, 51) {
+        if write && cd.ha && cd.hd && bit(old, 51) {
             new &= !(1 << 7);
         }
-        let write_back = || -> Step<()> {
-            if new == old {
-                return Ok(());
-            }
-            let address = self.table_address(ste, leaf.input, true)?;
-            self.first.borrow_mut().push(address);
-            debug_assert_eq!(address, leaf.address);
-            let place = Place { s2: false, class: Class::Tt, ipa: 0, table_read: false };
-            self.update(address, old, new, place)
-        };
-        if !allowed {
-            self.perhaps(write_back);
-            return fault(Fault::Permission);
+        if new == old {
+            return Ok(());
         }
-        self.mark.set(self.must.borrow().len());
-        write_back()?;
-        let sh = if half.ds { half.sh } else { bits(old, 9, 8) };
-        let byte = bits(cd.mair, 8 * bits(old, 4, 2) as u32 + 7, 8 * bits(old, 4, 2) as u32);
-        Ok((leaf.output, Attributes::of_mair(byte, sh)))
+        let address = self.table_address(ste, leaf.input, true)?;
+        self.first.borrow_mut().push(address);
+        debug_assert_eq!(address, leaf.address);
+        let place = Place { s2: false, class: Class::Tt, ipa: 0, table_read: false };
+        self.update(address, old, new, place)
     }
 
     /// Stage 2 for an access that has reached `place`.
     pub(crate) fn stage2(&self, ste: &Ste, ipa: u64, access: Access, place: Place) -> Step<Second> {
+        let leaf = self.second_leaf(ste, ipa, place)?;
+        if !self.second_allows(ste, &leaf, access, place) {
+            self.perhaps(|| self.second_update(ste, &leaf, false, place));
+            return Err(self.stage2_fault(Fault::Permission, ste, place));
+        }
+        self.second_update(ste, &leaf, access.write, place)?;
+        Ok(Second { pa: leaf.output, descriptor: leaf.descriptor })
+    }
+
+    /// Stage 2 up to the Access flag of its leaf.
+    pub(crate) fn second_leaf(&self, ste: &Ste, ipa: u64, place: Place) -> Step<Leaf> {
         let fault = |fault| Err(self.stage2_fault(fault, ste, place));
         let iasize = 64 - ste.s2_t0sz;
         if ipa >> iasize != 0 {
@@ -327,28 +345,50 @@ impl<M: Words> Naive<'_, M> {
         };
         let leaf = self.walk(&shape, ipa, Stage::Two(ste, place))?;
         self.second.borrow_mut().push(leaf.address);
-        let old = leaf.descriptor;
-        let (ha, hd) = (ste.s2_ha, ste.s2_ha && ste.s2_hd);
-        if !bit(old, 10) && !ha && !ste.s2_affd {
+        if !bit(leaf.descriptor, 10) && !ste.s2_ha && !ste.s2_affd {
             return fault(Fault::Access);
         }
+        Ok(leaf)
+    }
+
+    pub(crate) fn second_allows(
+        &self,
+        ste: &Ste,
+        leaf: &Leaf,
+        access: Access,
+        place: Place,
+    ) -> bool {
         let own = place.class != Class::In;
-        let protected = own && ste.stage1() && ste.s2_ptw && is_device(ste, old);
-        let allowed = !protected && stage2_allows(old, hd, self.features.xnx, access);
+        let protected = own && ste.stage1() && ste.s2_ptw && is_device(ste, leaf.descriptor);
+        let dirty = ste.s2_ha && ste.s2_hd;
+        !protected && stage2_allows(leaf.descriptor, dirty, self.features.xnx, access)
+    }
+
+    /// Hardware update of a stage 2 leaf.
+    pub(crate) fn second_update(
+        &self,
+        ste: &Ste,
+        leaf: &Leaf,
+        write: bool,
+        place: Place,
+    ) -> Step<()> {
+        let old = leaf.descriptor;
         let mut new = old;
-        if ha {
+        if ste.s2_ha {
             new |= 1 << 10;
         }
-        if allowed && hd && access.write && bit(old, 51) {
+        if write && ste.s2_ha && ste.s2_hd && bit(old, 51) {
             new |= 1 << 7;
         }
-        if !allowed {
-            self.perhaps(|| self.update(leaf.address, old, new, place));
-            return fault(Fault::Permission);
-        }
-        self.update(leaf.address, old, new, place)?;
-        Ok(Second { pa: leaf.output, descriptor: old })
+        self.update(leaf.address, old, new, place)
     }
+}
+
+/// Whether a stage 1 leaf allows an access.
+pub(crate) fn first_allows(cd: &Cd, leaf: &Leaf, access: Access) -> bool {
+    let dirty = cd.ha && cd.hd;
+    let controls = Controls { regime: cd.regime, wxn: cd.wxn, pan: cd.pan, dirty };
+    stage1_allows(leaf.descriptor, leaf.hierarchy, controls, access)
 }
 
 /// Whether a stage 2 descriptor maps its page as any Device type.
