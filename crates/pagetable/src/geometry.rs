@@ -354,10 +354,11 @@ impl Geometry {
     }
 
     /// log2 of size and alignment in bytes of the initial table, concatenated ones
-    /// included: at least 64 bytes.
+    /// included: at least 64 bytes, where output addresses have more than 48 bits.
     #[inline]
     pub fn initial_size_log2(&self) -> u8 {
-        (self.initial_entries_log2() + 3).max(6)
+        let least = if self.output_bits > 48 { 6 } else { 0 };
+        (self.initial_entries_log2() + 3).max(least)
     }
 
     /// The index into the table at `level` for an input address in range. For the

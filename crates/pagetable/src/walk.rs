@@ -178,7 +178,7 @@ pub struct Table {
 
 impl Table {
     /// Tables of this shape whose initial table is at `base`. Bits of `base` below
-    /// the size of the initial table, and below 64 bytes, count as zero. A base beyond
+    /// [its size](Geometry::initial_size_log2) count as zero. A base beyond
     /// the output size makes every walk fault.
     pub fn new(geometry: Geometry, base: u64) -> Self {
         Self { geometry, base: base & !low_bits(geometry.initial_size_log2()) }

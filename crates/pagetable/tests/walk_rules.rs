@@ -161,7 +161,7 @@ fn with_ds_the_upper_bits_stand_in_9_to_8_and_49_to_48() {
 }
 
 #[test]
-fn small_contexts_start_further_down_and_small_tables_stay_aligned_to_64_bytes() {
+fn small_contexts_start_further_down_and_small_tables_are_aligned_to_their_size() {
     // Granule, input bits, level, entries.
     let cases = [
         (Granule::K4, 48, 0, 512),
@@ -180,7 +180,13 @@ fn small_contexts_start_further_down_and_small_tables_stay_aligned_to_64_bytes()
         assert_eq!(geometry.initial_level(), level);
         assert_eq!(1u64 << geometry.initial_entries_log2(), entries);
         let table = Table::new(geometry, 0xffff_ffff_ffff);
-        assert_eq!(table.base(), 0x1_0000_0000_0000 - (entries * 8).max(64));
+        assert_eq!(table.base(), 0x1_0000_0000_0000 - entries * 8);
+        // Output addresses of more than 48 bits demand 64 bytes at least (D8.2.5.2).
+        let wide = Geometry::stage1(granule, input, 52, true).unwrap();
+        if wide.initial_level() == level {
+            let table = Table::new(wide, 0xf_ffff_ffff_ffff);
+            assert_eq!(table.base(), 0x10_0000_0000_0000 - (entries * 8).max(64));
+        }
     }
     // The index ends with the input: a table of 4 entries is never read beyond.
     let table = Table::stage1(Granule::K16, 16, 48, false, 0x1040).unwrap();

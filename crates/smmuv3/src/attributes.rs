@@ -18,6 +18,8 @@ pub struct Attributes {
 const DEVICE_NGNRNE: u8 = 0x00;
 /// Normal, inner and outer non-cacheable.
 const NON_CACHEABLE: u8 = 0x44;
+/// One half of that.
+const NC: u8 = 0x4;
 /// Normal, inner and outer write-back, read- and write-allocate.
 const WRITE_BACK: u8 = 0xff;
 
@@ -40,10 +42,60 @@ impl Attributes {
         Self { memory, shareability }.consistent()
     }
 
-    /// Attributes from a stage 2 descriptor's `MemAttr`, or an STE's or GBPA's override (§5.2, MemAttr), not
-    /// under FWB.
-    pub(crate) fn from_mem_attr(mem_attr: u8, shareability: Shareability) -> Self {
-        Self { memory: mem_attr_to_mair(mem_attr), shareability }.consistent()
+    /// The memory type replaced by a `MemAttr` of an STE or of GBPA (§5.2, MemAttr). Allocation hints stay, where
+    /// there were any (§13.1.4).
+    pub(crate) fn with_mem_attr(self, mem_attr: u8) -> Self {
+        let new = mem_attr_to_mair(mem_attr);
+        let half = |new: u8, old: u8| match new {
+            NC => NC,
+            _ if old == NC => new,
+            _ => new & 0x4 | old & !0x4,
+        };
+        let memory = if new >> 4 == 0 || self.is_device() {
+            new
+        } else {
+            half(new >> 4, self.memory >> 4) << 4 | half(new & 0xf, self.memory & 0xf)
+        };
+        Self { memory, ..self }.consistent()
+    }
+
+    /// Allocation hints replaced by an `ALLOCCFG` of an STE or of GBPA: read, write, transient.
+    pub(crate) fn with_allocation(self, hints: u8) -> Self {
+        if self.is_device() {
+            return self;
+        }
+        let allocated = hints >> 1 & 0x3;
+        // Nothing is transient that is not allocated.
+        let new = if hints & 1 == 0 || allocated == 0 { 0x8 | allocated } else { allocated };
+        Self {
+            memory: both(self.memory, |half| if half == NC { NC } else { half & 0x4 | new }),
+            ..self
+        }
+    }
+
+    /// Whether the allocation hints can differ from those that change nothing.
+    #[inline]
+    pub(crate) fn has_hints(self) -> bool {
+        self.memory != WRITE_BACK
+    }
+
+    /// The result of stage 1 with the allocation hints of what came in, where both are cacheable: the weaker hint
+    /// wins (§13.4.2).
+    pub(crate) fn hinted(self, incoming: Self) -> Self {
+        if !incoming.has_hints() || incoming.is_device() || self.is_device() {
+            return self;
+        }
+        let half = |own: u8, incoming: u8| {
+            if own == NC || incoming == NC {
+                return own;
+            }
+            let allocated = own & incoming & 0x3;
+            let lasting = if allocated == 0 { 0x8 } else { own & incoming & 0x8 };
+            own & 0x4 | lasting | allocated
+        };
+        let memory = half(self.memory >> 4, incoming.memory >> 4) << 4
+            | half(self.memory & 0xf, incoming.memory & 0xf);
+        Self { memory, ..self }
     }
 
     /// What stage 2 makes of the result of stage 1 (or of the incoming attributes).
@@ -57,10 +109,12 @@ impl Attributes {
             let memory = match mem_attr & 0x7 {
                 device @ 0..=3 if self.is_device() => self.memory.min(device << 2),
                 device @ 0..=3 => device << 2,
-                0b101 if !self.is_device() => NON_CACHEABLE,
-                0b110 => WRITE_BACK,
-                // 0b111, and the reserved 0b100: as stage 1 says.
-                _ => self.memory,
+                0b110 if self.is_device() => WRITE_BACK,
+                0b110 => both(self.memory, |half| if half == NC { 0xf } else { half | 0x4 }),
+                0b111 => self.memory,
+                // 0b101, and the reserved 0b100.
+                _ if self.is_device() => self.memory,
+                _ => NON_CACHEABLE,
             };
             return Self { memory, shareability: stronger(self.shareability, shareability) }
                 .consistent();
@@ -83,13 +137,14 @@ impl Attributes {
         self.memory >> 4 == 0
     }
 
-    /// Device and non-cacheable memory is Outer Shareable whatever was said; the reserved
-    /// shareability is Non-shareable.
+    /// Device and non-cacheable memory is Outer Shareable whatever was said; the reserved shareability is none (§5.4,
+    /// SH0).
     fn consistent(mut self) -> Self {
+        if self.shareability == Shareability::Reserved {
+            self.shareability = Shareability::NonShareable;
+        }
         if self.is_device() || self.memory == NON_CACHEABLE {
             self.shareability = Shareability::Outer;
-        } else if self.shareability == Shareability::Reserved {
-            self.shareability = Shareability::NonShareable;
         }
         self
     }
@@ -109,19 +164,17 @@ fn mem_attr_to_mair(mem_attr: u8) -> u8 {
     }
 }
 
+/// Both halves of a `MAIR` byte, changed alike.
+fn both(memory: u8, change: impl Fn(u8) -> u8) -> u8 {
+    change(memory >> 4) << 4 | change(memory & 0xf)
+}
+
 /// The weaker cacheability of two halves of a `MAIR` byte, with the hints of the first.
 fn cacheability(first: u8, second: u8) -> u8 {
-    // 0: non-cacheable, 1: write-through, 2: write-back.
-    let class = |half: u8| match half {
-        0x4 => 0,
-        half if half & 0x4 == 0 => 1,
-        _ => 2,
-    };
-    match class(first).min(class(second)) {
-        0 => 0x4,
-        1 if class(first) == 1 => first,
-        1 => first & 0x3 | 0x8,
-        _ => first,
+    match (first, second) {
+        (NC, _) | (_, NC) => NC,
+        // Bit 2 is write-back.
+        _ => first & (second | !0x4),
     }
 }
 

@@ -13,10 +13,11 @@ use crate::wire::{Command, TlbiVa};
 /// log2 of the size of a command, in bytes.
 const COMMAND_LOG2: u32 = 4;
 
-/// How many effects commands may leave behind before the first of them is performed.
+/// Effects of commands that may wait to be carried out. More commands run once these are.
 const EFFECTS: usize = 64;
-/// How many ATS Invalidate Requests may be without an answer.
-const ATC_REQUESTS: usize = 1024;
+
+/// ATS invalidations that may be without an answer at a time; PCIe has 32 tags for each function.
+const ATC_INVALIDATIONS: usize = 64;
 
 /// What became of a command.
 enum Outcome {
@@ -94,7 +95,8 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if let Command::Sync { cs, msi_data, msi_address, .. } = command {
             return self.sync(front, cs, msi_address, msi_data, next);
         }
-        if matches!(command, Command::AtcInv { .. }) && front.atc_pending.len() >= ATC_REQUESTS {
+        if matches!(command, Command::AtcInv { .. }) && front.atc_pending.len() >= ATC_INVALIDATIONS
+        {
             return Outcome::Waits;
         }
         self.carry_out(front, command);

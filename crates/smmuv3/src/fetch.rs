@@ -37,20 +37,22 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let bad = Fault::configuration(EventKind::BadStreamId);
         let (base, cfg) = self.live.strtab();
         let (base, cfg) = (StrtabBase(base).addr(), StrtabBaseCfg(cfg));
-        let log2 = u32::from(cfg.log2size()).min(self.options.sid_bits.into());
+        // Alignment goes by what software wrote, the range of StreamIDs by what there is (§6.3.24).
+        let written = u32::from(cfg.log2size());
+        let log2 = written.min(self.options.sid_bits.into());
         if u64::from(stream_id) >> log2 != 0 {
             return Err(bad);
         }
         let stream_id = u64::from(stream_id);
         if cfg.fmt() != 0b01 || !self.options.two_level_stream_table {
-            return Ok((base & !((1 << (log2 + 6)) - 1)) + (stream_id << 6));
+            return Ok(aligned(base, written + 6) + (stream_id << 6));
         }
         let split = match cfg.split() {
             split @ (8 | 10) => u32::from(split),
             _ => 6,
         };
-        let table_log2 = (log2.saturating_sub(split) + 3).max(6);
-        let address = (base & !((1 << table_log2) - 1)) + (stream_id >> split << 3);
+        let table_log2 = (written.saturating_sub(split) + 3).max(6);
+        let address = aligned(base, table_log2) + (stream_id >> split << 3);
         let l1std = L1Std(
             self.memory.load(address).map_err(|_| Fault::fetch(EventKind::SteFetch, address))?,
         );
@@ -100,6 +102,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             .ok_or(Fault::configuration(EventKind::BadCd))?;
         Ok(())
     }
+}
+
+/// `address` without the bits below `1 << log2`, of which there may be more than 64.
+fn aligned(address: u64, log2: u32) -> u64 {
+    u64::MAX.checked_shl(log2).map_or(0, |mask| address & mask)
 }
 
 fn bad_substream(substream_id: u32) -> Fault {

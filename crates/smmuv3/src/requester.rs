@@ -131,8 +131,8 @@ struct Hot {
     wanted: [u8; 8],
     /// A byte is ignored in the lower, in the upper half.
     tbi: bool,
-    /// The TLB holds the final attributes.
-    stage1: bool,
+    /// The TLB holds the final attributes, but for the hints that a transaction may come with.
+    settled: bool,
 }
 
 const PRIVILEGED: u8 = 1 << 6;
@@ -158,7 +158,7 @@ impl Hot {
             stamp: 0,
             wanted: [0; 8],
             tbi: false,
-            stage1: false,
+            settled: false,
         }
     }
 
@@ -186,7 +186,7 @@ impl Hot {
             stamp,
             wanted,
             tbi,
-            stage1: context.stage1.is_some(),
+            settled: context.stage1.is_some() && !context.overrides.types(),
         }
     }
 }
@@ -238,7 +238,7 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         if let Some(translation) = self.hit(transaction) {
             return Ok(translation);
         }
-        self.miss(transaction)
+        self.miss(*transaction)
     }
 }
 
@@ -326,15 +326,19 @@ impl<M: Memory, F: Fence> Requester<M, F> {
     fn hit(&mut self, transaction: &Transaction) -> Option<Translation> {
         let key = key(transaction);
         let slot = self.slot(key);
-        if self.hot[slot].key != key || transaction.translated {
-            return None;
-        }
-        if self.hot[slot].changes != self.smmu.tlb.changes()
-            && !self.refresh(slot, transaction.stream_id)
-        {
-            return None;
-        }
-        let hot = &self.hot[slot];
+        // A loop, so that what is read once is not read again.
+        let hot = loop {
+            let hot = &self.hot[slot];
+            if hot.key != key || transaction.translated {
+                return None;
+            }
+            if hot.changes == self.smmu.tlb.changes() {
+                break hot;
+            }
+            if !self.refresh(slot, transaction.stream_id) {
+                return None;
+            }
+        };
         let mut canonical = transaction.address;
         if hot.tbi {
             canonical = self.canonical(slot, canonical);
@@ -351,8 +355,8 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         let offset = (1u64 << size) - 1;
         let shareability = Shareability::from_bits(data.shareability().into());
         let mut attributes = Attributes { memory: data.memory(), shareability };
-        if !hot.stage1 {
-            attributes = self.after_stage2(slot, transaction, attributes);
+        if !hot.settled || transaction.attributes.has_hints() {
+            attributes = self.attributes(slot, *transaction, attributes);
         }
         Some(Translation {
             address: data.address() & !offset | canonical & offset,
@@ -387,15 +391,9 @@ impl<M: Memory, F: Fence> Requester<M, F> {
     }
 
     #[inline(never)]
-    fn after_stage2(
-        &self,
-        slot: usize,
-        transaction: &Transaction,
-        found: Attributes,
-    ) -> Attributes {
-        self.contexts[slot]
-            .as_ref()
-            .map_or(found, |context| context.after_stage2(transaction, found))
+    fn attributes(&self, slot: usize, transaction: Transaction, found: Attributes) -> Attributes {
+        let context = self.contexts[slot].as_ref();
+        context.map_or(found, |context| context.attributes(&transaction, found))
     }
 
     #[inline]
@@ -405,7 +403,8 @@ impl<M: Memory, F: Fence> Requester<M, F> {
 
     #[cold]
     #[inline(never)]
-    fn miss(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
+    fn miss(&mut self, transaction: Transaction) -> Result<Translation, Refused> {
+        let transaction = &transaction;
         let key = key(transaction);
         let slot = self.slot(key);
         let Self { smmu, hot, contexts, .. } = self;
@@ -608,12 +607,16 @@ impl Context {
         }
     }
 
-    /// The attributes of a transaction that stage 1 does not translate; `found` is stage 2's part.
-    fn after_stage2(&self, transaction: &Transaction, found: Attributes) -> Attributes {
+    /// The attributes of a transaction for which the tables say `found`: both stages together, or, where stage 1 does
+    /// not translate, stage 2 alone.
+    fn attributes(&self, transaction: &Transaction, found: Attributes) -> Attributes {
         let incoming = self.overrides.attributes(transaction.attributes);
-        match &self.stage2 {
-            Some(stage2) => incoming.through_stage2(found.memory, found.shareability, stage2.fwb),
-            None => incoming,
+        match (&self.stage1, &self.stage2) {
+            (Some(_), _) => found.hinted(incoming),
+            (None, Some(stage2)) => {
+                incoming.through_stage2(found.memory, found.shareability, stage2.fwb)
+            }
+            (None, None) => incoming,
         }
     }
 
@@ -625,10 +628,7 @@ impl Context {
         wanted: Wanted,
     ) -> Translation {
         let found = Attributes { memory: output.memory, shareability: output.shareability };
-        let attributes = match &self.stage1 {
-            Some(_) => found,
-            None => self.after_stage2(transaction, found),
-        };
+        let attributes = self.attributes(transaction, found);
         let offset = transaction.address & ((1 << output.size) - 1);
         Translation {
             address: output.address,

@@ -237,9 +237,13 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
         wanted: Wanted,
     ) -> Result<Output, Fault> {
         let view = pagetable::Stage1Leaf { descriptor, ..leaf.stage1() };
-        // A page that is still clean must come back for its first write.
-        let mut permissions =
-            view.permissions(pagetable::Stage1Controls { hardware_dirty: false, ..controls });
+        let mut permissions = view.permissions(controls);
+        if controls.hardware_dirty && view.writable_clean() {
+            // A page that is still clean must come back for its first write. For everything else, execution above
+            // all, it counts as writable already.
+            permissions =
+                permissions.without(Permissions::USER_WRITE).without(Permissions::PRIVILEGED_WRITE);
+        }
         if half.e0pd {
             permissions = permissions
                 .without(Permissions::USER_READ)
@@ -492,9 +496,10 @@ impl<M: Memory, R: Recorder> Walker<'_, M, R> {
     }
 }
 
-/// Whether a stage 2 `MemAttr` makes Device memory by itself.
+/// Whether a stage 2 `MemAttr` makes Device memory by itself, as the reserved encodings do.
 fn is_device(mem_attr: u8, fwb: bool) -> bool {
-    if fwb { mem_attr & 0x4 == 0 } else { mem_attr & 0xc == 0 }
+    let (outer, inner) = (mem_attr >> 2 & 0x3, mem_attr & 0x3);
+    if fwb { mem_attr & 0x4 == 0 } else { outer == 0 || inner == 0 }
 }
 
 /// Tables at physical addresses.

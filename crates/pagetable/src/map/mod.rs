@@ -123,7 +123,7 @@ impl<M: TableMemory> Mapper<M> {
     /// size and of the size of the initial table, at addresses within the output size.
     pub fn new(geometry: Geometry, memory: M) -> Result<Self, OutOfMemory> {
         let mut fresh = Vec::new();
-        memory.allocate(geometry.initial_size_log2(), 1, &mut fresh)?;
+        memory.allocate(initial_size_log2(&geometry), 1, &mut fresh)?;
         let base = fresh.pop().ok_or(OutOfMemory)?;
         let (table, sizes) = (Table::new(geometry, base), Sizes::of(&geometry));
         let mapper = Self { table, memory, sizes, fresh, cursor: None };
@@ -419,8 +419,13 @@ impl<M: TableMemory> Drop for Mapper<M> {
         let _ = self.collect(level, base, &mut tables);
         tables.retain(|&table| table != base);
         self.memory.free(self.geometry().granule().page_log2(), &tables);
-        self.memory.free(self.geometry().initial_size_log2(), &[base]);
+        self.memory.free(initial_size_log2(self.geometry()), &[base]);
     }
+}
+
+/// log2 of what is allocated for an initial table: 64 bytes do for any context, whatever the size of its output addresses.
+fn initial_size_log2(geometry: &Geometry) -> u8 {
+    geometry.initial_size_log2().max(6)
 }
 
 /// log2 of the number of entries that share a translation with this one.

@@ -130,9 +130,11 @@ pub(crate) fn walk(params: &Params, ia: u64, read: &mut dyn FnMut(u64) -> Option
         return Outcome::Translation { level: 0 };
     }
     let mut level = start_level(params);
-    // Align the base to the size of the initial table.
+    // Align the base to the size of the initial table; fewer than eight entries to 64 bytes if output
+    // addresses have more than 48 bits (D8.2.5.2).
     let entries = 1u64 << (iasize - lsb(params.granule_kib, level));
-    let size = (entries * 8).max(64);
+    let wide = params.oasize > 48 && (params.ds || params.granule_kib == 64);
+    let size = if wide { (entries * 8).max(64) } else { entries * 8 };
     let mut table = params.ttb - params.ttb % size;
     let mut tables = [false; 4];
     if table >= 1u64 << params.oasize {

@@ -559,3 +559,33 @@ fn a_sync_waits_for_endpoints_and_fails_when_one_does_not_answer() {
     assert_eq!(m.error_of(cmd::sync()), Some(CERROR_ATC_INV_SYNC));
     assert_eq!(m.error_of(cmd::sync()), None);
 }
+
+/// A guest can queue half a million invalidations; neither they nor their answers pile up here.
+#[test]
+fn invalidations_without_an_answer_hold_later_ones_back() {
+    let mut m = Machine::new(Options::everything());
+    m.prepare();
+    m.w32(reg::CR0, 0);
+    m.w64(reg::CMDQ_BASE, 0x8_0000 | 0x8);
+    m.w32(reg::CMDQ_PROD, 0);
+    m.w32(reg::CMDQ_CONS, 0);
+    m.w32(reg::CR0, reg::CMDQEN | reg::SMMUEN);
+    m.world.devices.answer(AtcCompletion::Pending);
+    for n in 0..200 {
+        m.store(0x8_0000 + 16 * n, &cmd::atc_inv(3, None, n << 12, 0));
+    }
+    m.w32(reg::CMDQ_PROD, 200);
+    let first = sent(&m);
+    assert_eq!(first.len(), 64);
+    assert_eq!(m.r32(reg::CMDQ_CONS), 64);
+    m.smmu.complete_atc_invalidate(first[63].0, true);
+    let next = sent(&m);
+    assert_eq!(next.len(), 1);
+    m.world.devices.answer(AtcCompletion::Done);
+    for (tag, _) in first.iter().chain(&next) {
+        m.smmu.complete_atc_invalidate(*tag, true);
+    }
+    assert_eq!(m.r32(reg::CMDQ_CONS), 200);
+    let rest: Vec<_> = sent(&m).iter().map(|(_, request)| request.address >> 12).collect();
+    assert_eq!(rest, (65..200).collect::<Vec<_>>(), "in order");
+}

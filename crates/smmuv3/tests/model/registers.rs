@@ -244,3 +244,16 @@ fn id_registers_say_what_the_options_are() {
     assert_eq!(m.r32(reg::IDR0) >> 24 & 0b111, 0b101, "terminates only, with aborts");
     assert_eq!(m.r32(reg::IDR5) & 7, 2, "40 bits");
 }
+
+/// A VMM may pass on whatever address the guest made up.
+#[test]
+fn addresses_at_the_end_of_everything_are_no_registers() {
+    let m = Machine::everything();
+    let before = m.smmu.save();
+    for offset in [0x2_0000, 0x1_fffc, u64::from(u32::MAX), u64::MAX - 7, u64::MAX - 3, u64::MAX] {
+        assert_eq!((m.smmu.read32(offset), m.smmu.read64(offset)), (0, 0), "{offset:#x}");
+        m.smmu.write32(offset, !0);
+        m.smmu.write64(offset, !0);
+    }
+    assert_eq!(m.smmu.save(), before);
+}

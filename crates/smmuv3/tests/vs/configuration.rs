@@ -165,18 +165,27 @@ fn vs19_the_stream_table_is_cut_and_aligned_as_its_sizes_say() {
         m.read_faults(63, 0x5000, C_BAD_STREAMID);
         m.read_faults(128, 0x5000, C_BAD_STREAMID);
     }
-    // LOG2SIZE counts up to SIDSIZE: linear and two-level.
-    let table = m.alloc(64 << 9);
+    // LOG2SIZE counts up to SIDSIZE, but tables are aligned to the size that was written: linear and two-level.
+    let table = m.alloc(64 << 10);
     m.store(table + 64 * 511, &ste::new(ste::BYPASS));
-    for log2 in [9, 10, 20, 32, 63] {
-        configure(&mut m, table, log2);
-        assert_eq!(m.output(511, 0x5000), 0x5000);
-        m.read_faults(512, 0x5000, C_BAD_STREAMID);
-        m.read_faults(!0, 0x5000, C_BAD_STREAMID);
-        configure(&mut m, l1, TWO_LEVEL | 6 << 6 | log2);
+    m.store(64 * 511, &ste::new(ste::BYPASS));
+    m.ram.set(8, l2 | 7);
+    for (log2, base) in [(9, table), (10, table), (20, 0), (32, 0), (63, 0)] {
+        for written in [base, table] {
+            configure(&mut m, written, log2);
+            assert_eq!(m.output(511, 0x5000), 0x5000, "LOG2SIZE {log2}");
+            m.read_faults(512, 0x5000, C_BAD_STREAMID);
+            m.read_faults(!0, 0x5000, C_BAD_STREAMID);
+        }
+        configure(&mut m, if base == 0 { 0 } else { l1 }, TWO_LEVEL | 6 << 6 | log2);
         assert_eq!(m.output(64, 0x5000), 0x5000);
         m.read_faults(512 + 64, 0x5000, C_BAD_STREAMID);
     }
+    m.store(table, &ste::new(ste::BYPASS));
+    m.store(table + 64, &ste::new(ste::BYPASS).with(ste::V, 0));
+    configure(&mut m, table + (64 << 9), 10);
+    assert_eq!(m.output(0, 0x5000), 0x5000);
+    m.read_faults(1, 0x5000, C_BAD_STE);
     // Base bits below the size of the table count as 0: all of them, and none above.
     for log2 in [0, 1, 6, 9] {
         let size = 64u64 << log2;
