@@ -213,8 +213,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         for (access, result) in [Some(&read), write.as_ref()].into_iter().flatten().enumerate() {
             match result {
                 Ok(output) => {
-                    // The TLB may know a piece of a page that is larger than it holds.
-                    let size = (output.size as u8).max(self.stu_log2());
+                    let size = output.size as u8;
                     let address = if split { output.ipa } else { output.address };
                     let found = entry.get_or_insert(AtsTranslation {
                         address: address & !((1 << size) - 1),

@@ -398,7 +398,8 @@ impl<M: Memory, F: Fence> Requester<M, F> {
 
     #[inline]
     fn slot(&self, key: u64) -> usize {
-        (key ^ key >> 20) as usize & (self.hot.len() - 1)
+        // Streams, and substreams of one stream, are numbered from 0.
+        (key ^ key >> 33) as usize & (self.hot.len() - 1)
     }
 
     #[cold]

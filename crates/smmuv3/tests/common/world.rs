@@ -15,7 +15,11 @@ pub struct Ram {
     has_holes: AtomicBool,
     failing_writes: AtomicU32,
     loads: AtomicU64,
+    after_load: Mutex<Option<AfterLoad>>,
 }
+
+/// What to do when the word at an address has been read.
+type AfterLoad = (u64, Box<dyn FnOnce() + Send>);
 
 impl Ram {
     pub fn new(size: u64) -> Self {
@@ -25,7 +29,16 @@ impl Ram {
             has_holes: AtomicBool::new(false),
             failing_writes: AtomicU32::new(0),
             loads: AtomicU64::new(0),
+            after_load: Mutex::default(),
         }
+    }
+
+    /// Runs `action` once, between the next read of the word at `address` and the use of its value.
+    ///
+    /// On the thread that reads: it may use the SMMU if that is the walk of a transaction, during which the SMMU
+    /// holds no lock.
+    pub fn after_load(&self, address: u64, action: impl FnOnce() + Send + 'static) {
+        *self.after_load.lock().unwrap() = Some((address, Box::new(action)));
     }
 
     /// Every access to these bytes aborts.
@@ -77,7 +90,12 @@ impl Memory for Ram {
     fn load(&self, address: u64) -> Result<u64, Abort> {
         assert_eq!(address % 8, 0, "descriptors are read aligned");
         self.loads.fetch_add(1, Ordering::Relaxed);
-        Ok(self.word(address)?.load(Ordering::Acquire))
+        let value = self.word(address)?.load(Ordering::Acquire);
+        let action = self.after_load.lock().unwrap().take_if(|(at, _)| *at == address);
+        if let Some((_, action)) = action {
+            action();
+        }
+        Ok(value)
     }
 
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<u64, Abort> {

@@ -267,6 +267,25 @@ fn requests_are_granted_what_the_page_permits_to_whom() {
     }
 }
 
+/// §13.7: Exe implies R.
+#[test]
+fn execution_is_granted_with_reads_only() {
+    let mut m = checking(false);
+    let (nested, second) = nested_ats(&mut m, 3, FULL);
+    let cds = m.alloc(128);
+    m.store(cds + 64, &nested.cd);
+    let ste = nested.ste.with(ste::S1_CD_MAX, 1).with(ste::S1_DSS, 0b00);
+    m.set_ste(3, ste.with_address(ste::S1_CONTEXT_PTR, GUEST + cds));
+    m.map(&nested.tables, 0x5000, GUEST + OUT);
+    let asked = AtsRequest { substream_id: Some(1), execute: true, ..request(3, 0x5678) };
+    assert_eq!(granted(m.smmu.ats_request(&asked)), (true, true, true));
+    // Stage 2 permits writes and execution, and no reads.
+    let entry = m.entry(&second, GUEST + OUT, 3);
+    m.ram.set(entry, m.ram.get(entry) & !pte::S2_READ);
+    m.tlbi_all();
+    assert_eq!(granted(m.smmu.ats_request(&asked)), (false, true, false));
+}
+
 /// §3.9.1, §13.7: the request is the only time that the SMMU sees the access.
 #[test]
 fn requests_update_access_and_dirty_state() {

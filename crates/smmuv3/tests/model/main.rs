@@ -6,6 +6,7 @@ mod common;
 
 mod ats;
 mod attributes;
+mod caches;
 mod explain;
 mod httu;
 mod in_flight;

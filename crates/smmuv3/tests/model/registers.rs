@@ -3,8 +3,9 @@
 use smmuv3::wire::register::{Access, Register};
 use smmuv3::{Options, REGISTER_FILE_SIZE};
 
-use crate::common::Machine;
+use crate::common::raw::event::F_TRANSLATION;
 use crate::common::raw::{cmd, reg};
+use crate::common::{GUEST, Machine};
 
 /// The same bits whichever way they are read.
 fn assert_reads(m: &Machine, offset: u64, value: u64) {
@@ -219,6 +220,29 @@ fn indexes_have_as_many_bits_as_their_queue_needs() {
         m.w32(reg::CMDQ_PROD, n & 1);
         assert_eq!(m.r32(reg::CMDQ_CONS), n & 1);
         assert_eq!(m.gerror(), 0);
+    }
+}
+
+/// Every preset is an SMMU that a driver can boot and that translates.
+#[test]
+fn presets_boot_and_translate() {
+    for options in [
+        Options::linux_host(),
+        Options::mmu600(),
+        Options::mmu700(),
+        Options::minimal(),
+        Options::everything(),
+    ] {
+        let mut m = Machine::booted(options.clone());
+        let one = m.stage1(3, 1);
+        m.map(&one.tables, 0x5000, 0x30_0000);
+        assert_eq!(m.output(3, 0x5008), 0x30_0008);
+        m.read_faults(3, 0x6000, F_TRANSLATION);
+        if options.stage2 {
+            let (nested, _) = m.nested(4, 1, 1);
+            m.map(&nested.tables, 0x5000, GUEST + 0x30_0000);
+            assert_eq!(m.output(4, 0x5008), 0x30_0008);
+        }
     }
 }
 

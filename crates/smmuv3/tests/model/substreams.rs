@@ -36,14 +36,16 @@ const WITHOUT: fn() -> Transaction = || Transaction::read(3, 0x5008);
 fn substreams_use_their_own_cd() {
     let mut m = Machine::everything();
     linear(&mut m, 2, 0b00);
-    for _ in 0..2 {
+    for round in 0..2 {
+        let loads = m.ram.loads();
         for ssid in 0..4 {
             let found = m.go(&with(ssid)).unwrap().address;
             assert_eq!(found, OUT + 8 + (u64::from(ssid) << 12));
         }
+        assert!(round == 0 || m.ram.loads() == loads, "they do not evict each other");
     }
     // Beyond the table, and beyond what the SMMU has, whatever is cached.
-    for ssid in [4, 5, 0xf_ffff, 1 << 20, (1 << 20) | 1, !0] {
+    for ssid in [4, 5, 0xf_ffff, 1 << 20, (1 << 20) | 1, (1 << 20) | 3, 0x8000_0002, !0] {
         let record = m.fault(&with(ssid));
         // No SSV bit: the SubstreamID is always valid here.
         assert_eq!(record.0[0], 0x08 | (u64::from(ssid) & 0xf_ffff) << 12 | 3 << 32);

@@ -1,7 +1,7 @@
 //! Shapes of translation tables: which sizes and start levels are legal, and walks of the largest (§5.2, §5.4,
 //! DDI 0487 D8.2).
 
-use smmuv3::{Options, Transaction};
+use smmuv3::{Options, Shareability, Transaction};
 
 use crate::common::raw::event::*;
 use crate::common::raw::ste::Ste;
@@ -82,13 +82,12 @@ fn stage2_is_legal(options: &Options, page: u32, ds: bool, sl: (u64, u64), t0sz:
     let min = (if page == 16 || ds { 12 } else { 16 }).max(64 - oas);
     // The start level, where the encoding means one on this system.
     let level = match (page, if ds && page == 12 { sl2 } else { 0 }, sl0) {
-        (12, 0, 0b00) => 2,
         (12, 0, 0b01) => 1,
         (12, 0, 0b10) if oas >= 44 => 0,
         (12, 0, 0b11) if options.stt => 3,
         (12, 1, 0b00) => -1,
         (14 | 16, _, 0b00) => 3,
-        (14 | 16, _, 0b01) => 2,
+        (12, 0, 0b00) | (14 | 16, _, 0b01) => 2,
         (14, _, 0b10) if oas >= 42 => 1,
         (14, _, 0b11) if ds => 0,
         (16, _, 0b10) if oas >= 44 => 1,
@@ -154,10 +153,15 @@ fn addresses_of_52_bits_go_in_and_out() {
         let flags = pte::S1_RW & !pte::ISH;
         let ds = u64::from(page != 16);
         let cd = Machine::cd_for(&tables, 1).with(cd::DS, ds).with(cd::IPS, 0b110);
-        m.stage1_over(3, cd.with(cd::TG0, tg0), tables);
+        // Outer shareable: SH0.
+        m.stage1_over(3, cd.with(cd::TG0, tg0).with((13, 12), 0b10), tables);
         m.put(&tables, input, 3, output | flags);
         for _ in 0..2 {
             assert_eq!(m.output(3, input + 8), HIGH + 8, "stage 1, granule {page}");
+            let found = m.read(3, input).unwrap().attributes.shareability;
+            let expected =
+                if page == 16 { Shareability::NonShareable } else { Shareability::Outer };
+            assert_eq!(found, expected, "of the descriptor with 64K, of the CD with DS");
         }
         // The same as stage 2.
         let flags = pte::S2_RW & !pte::ISH;
