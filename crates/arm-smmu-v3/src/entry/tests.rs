@@ -126,7 +126,9 @@ const SID: u32 = 300;
 
 impl Stage {
     fn new() -> Self {
-        let (bus, ram) = machine(smmuv3::Options::everything());
+        // It remembers one stream at a time.
+        let options = smmuv3::Options { contexts_log2: 0, ..smmuv3::Options::everything() };
+        let (bus, ram) = machine(options);
         Self { bus, ram, mappers: Vec::new(), cds: Vec::new() }
     }
 
@@ -261,13 +263,16 @@ fn dma_sees_the_old_the_new_or_an_abort() {
     let options = Options { timeout: Duration::from_secs(600) };
     let smmu = Smmu::new(stage.bus.clone(), stage.ram.clone(), options).unwrap();
     smmu.write_ste(SID, stes[0].0).unwrap();
+    stage.ram.slow.store(true, Ordering::Relaxed);
     // Which change is under way: from * 16 + to; and how many transactions saw only it.
     let (change, checked) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let dma = scope.spawn(|| {
             let mut port = stage.bus.model.requester();
             while !stop.load(Ordering::Acquire) {
+                // Another stream, so that the STE is read anew.
+                let _ = port.begin().translate(&Transaction::read(SID + 1, PAGE));
                 let before = change.load(Ordering::SeqCst);
                 let outcome = port.begin().translate(&Transaction::read(SID, PAGE));
                 if change.load(Ordering::SeqCst) != before {
@@ -289,9 +294,13 @@ fn dma_sees_the_old_the_new_or_an_abort() {
         });
         let mut at = 0;
         let mut round = 0;
-        while round < 300 || checked.load(Ordering::Relaxed) < 3000 {
-            let to = (round * 7 + round / 5) % stes.len();
+        // The thread ends early if it finds something.
+        while !dma.is_finished() && (round < 1000 || checked.load(Ordering::Relaxed) < 10_000) {
+            // All pairs in turn.
+            let to = if round % 2 == 0 { round / 12 } else { round / 2 } % stes.len();
             change.store(at * 16 + to, Ordering::SeqCst);
+            // Transactions begin that are in the middle of the STE when it changes.
+            (0..round % 7).for_each(|_| std::thread::yield_now());
             smmu.write_ste(SID, stes[to].0).unwrap();
             change.store(to * 16 + to, Ordering::SeqCst);
             (at, round) = (to, round + 1);

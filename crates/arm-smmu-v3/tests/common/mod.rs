@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arm_smmu_v3::Registers;
@@ -18,6 +18,8 @@ pub struct Ram {
     heap: Mutex<Heap>,
     /// Reads by the SMMU of more than a word that fail from now on.
     pub failing_reads: AtomicU32,
+    /// The SMMU's reads of words are slow: others get a chance in between.
+    pub slow: AtomicBool,
 }
 
 /// What is in use, by address, and what was given back, by log2 of its size.
@@ -35,6 +37,7 @@ impl Ram {
             words: (0..size / 8).map(|_| AtomicU64::new(0)).collect(),
             heap: Mutex::new(Heap { next: HEAP, used: BTreeMap::new(), free: BTreeMap::new() }),
             failing_reads: AtomicU32::new(0),
+            slow: AtomicBool::new(false),
         })
     }
 
@@ -107,6 +110,9 @@ impl TableMemory for Ram {
 
 impl Memory for Ram {
     fn load(&self, address: u64) -> Result<u64, Abort> {
+        if self.slow.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
         Ok(self.words(address, 1).ok_or(Abort)?[0].load(Ordering::Acquire))
     }
 
