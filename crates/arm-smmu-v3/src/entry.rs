@@ -104,6 +104,11 @@ impl Entry for Cd {
     }
 }
 
+/// Whether no transaction notices the change from `old` to `new` but as a change from the one to the other.
+pub(crate) fn is_hitless<E: Entry>(old: E, new: E) -> bool {
+    hitless(old, new).is_some()
+}
+
 /// The images on the way from `old` to `new`, which is the last.
 pub(crate) fn plan<E: Entry>(old: E, new: E) -> Vec<Words> {
     if let Some(images) = hitless(old, new) {

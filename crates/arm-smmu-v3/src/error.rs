@@ -23,6 +23,15 @@ pub enum Error {
     /// driver uses.
     #[error("StreamID {0:#x} is out of range")]
     StreamId(u32),
+    /// Somebody else has the stream.
+    #[error("StreamID {0:#x} is in use")]
+    StreamInUse(u32),
+    /// The SMMU, the stream or the domain cannot do that.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// All ASIDs or VMIDs are in use.
+    #[error("no {0} is left")]
+    Exhausted(&'static str),
     /// A page table could not be changed as asked.
     #[error(transparent)]
     Map(#[from] MapError),

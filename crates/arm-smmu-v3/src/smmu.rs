@@ -11,8 +11,10 @@ use crate::cmdq::{CommandQueue, CommandsError};
 use crate::entry;
 use crate::error::Error;
 use crate::eventq::{EventQueue, Events};
+use crate::ids::Ids;
 use crate::platform::{DmaMemory, Registers, read, write, write64};
 use crate::probe::Features;
+use crate::stream::Claims;
 use crate::stream_table::StreamTable;
 use crate::wait;
 
@@ -39,6 +41,9 @@ pub struct Smmu<R: Registers, M: DmaMemory> {
     commands: CommandQueue<R, M>,
     events: EventQueue<R, M>,
     streams: Mutex<StreamTable<M>>,
+    pub(crate) claims: Claims,
+    pub(crate) asids: Ids,
+    pub(crate) vmids: Ids,
 }
 
 impl<R: Registers, M: DmaMemory> Smmu<R, M> {
@@ -49,7 +54,18 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         let commands = CommandQueue::new(&registers, &memory, features.cmdq_log2, options.timeout)?;
         let events = EventQueue::new(&registers, &memory, features.eventq_log2)?;
         let streams = Mutex::new(StreamTable::new(&memory, &features)?);
-        let smmu = Self { registers, memory, features, options, commands, events, streams };
+        let smmu = Self {
+            asids: Ids::new(features.asid_bits),
+            vmids: Ids::new(features.vmid_bits),
+            claims: Claims::default(),
+            registers,
+            memory,
+            features,
+            options,
+            commands,
+            events,
+            streams,
+        };
         smmu.reset()?;
         Ok(Arc::new(smmu))
     }
