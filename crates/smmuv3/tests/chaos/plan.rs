@@ -56,6 +56,7 @@ pub(crate) struct Plan {
     pub strtab_base_cfg: u32,
     pub cr2: u32,
     pub gbpa: u32,
+    pub atschk: bool,
     pub enabled: bool,
     /// Software changes its tables as it goes.
     pub live: bool,
@@ -124,7 +125,8 @@ impl Plan {
             rom,
             strtab_base: (POOL + part * PART + low) | d.bits(1) << 62,
             strtab_base_cfg: (log2size | split << 6 | fmt << 16) as u32,
-            cr2: d.bits(2) as u32,
+            cr2: (d.bits(2) | d.bits(1) << 3) as u32,
+            atschk: d.chance(600),
             gbpa: (d.bits(21) & 0x000f_3f1f) as u32 | u32::from(d.chance(200)) << 20,
             enabled: d.chance(980),
             // Hardware updates and contiguous groups would leave open what caches may hold.
@@ -241,7 +243,7 @@ impl Plan {
         s.set(83, 5, d.bits(5));
         s.set(89, 1, u64::from(d.chance(300)));
         s.set(91, 1, u64::from(f.stall_model == 0 && d.chance(100)));
-        s.set(92, 2, d.pick(&[0, 0, 0, 0, 0, 1]));
+        s.set(92, 2, d.pick(&[0, 0, 1, if config == 0b111 && !f.ns1ats { 2 } else { 1 }]));
         s.set(94, 2, d.pick(&[0, 0, 0, 2]));
         if d.chance(400) {
             // Overrides of attributes.
