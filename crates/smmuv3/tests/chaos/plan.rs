@@ -126,7 +126,7 @@ impl Plan {
             strtab_base: (POOL + part * PART + low) | d.bits(1) << 62,
             strtab_base_cfg: (log2size | split << 6 | fmt << 16) as u32,
             cr2: (d.bits(2) | d.bits(1) << 3) as u32,
-            atschk: d.chance(600),
+            atschk: f.ats && d.chance(600),
             gbpa: (d.bits(21) & 0x000f_3f1f) as u32 | u32::from(d.chance(200)) << 20,
             enabled: d.chance(980),
             // Hardware updates and contiguous groups would leave open what caches may hold.

@@ -147,6 +147,8 @@ impl<M: Words> Naive<'_, M> {
                 self.perhaps(|| self.first_update(ste, cd, leaf, first_granted.w));
             }
             if any {
+                // Accessed first and dirty then is as good as both at once.
+                self.in_passing(|| self.first_update(ste, cd, leaf, false));
                 // Half of what was asked for may be possible without the update, half not.
                 self.first_update(ste, cd, leaf, result.write).inspect_err(|stop| {
                     if !matches!(stop, Stop::Again) {
@@ -157,6 +159,7 @@ impl<M: Words> Naive<'_, M> {
         }
         if let Some(leaf) = &second {
             if any {
+                self.in_passing(|| self.second_update(ste, leaf, false, place(ipa)));
                 self.second_update(ste, leaf, result.write, place(ipa)).inspect_err(|stop| {
                     if !matches!(stop, Stop::Again) {
                         self.unpredictable.set(true);

@@ -130,6 +130,8 @@ pub(crate) struct Answer {
     /// Updates that may have happened besides (§3.13.2: it is UNKNOWN whether a Permission fault
     /// sets AF; §13.4.4: stage 1 may be updated though stage 2 faults).
     pub may: Vec<Update>,
+    /// Values that descriptors may have had in between.
+    pub passed: Vec<Update>,
     pub tags: Tags,
     pub trace: Vec<Read>,
     /// Parts of the output attributes are CONSTRAINED UNPREDICTABLE.
@@ -159,6 +161,7 @@ pub(crate) struct Naive<'a, M> {
     pub incoming: Incoming,
     pub must: RefCell<Vec<Update>>,
     pub may: RefCell<Vec<Update>>,
+    pub passed: RefCell<Vec<Update>>,
     /// Set while whatever is updated need not be.
     pub optional: Cell<bool>,
     pub tags: Cell<Tags>,
@@ -232,6 +235,7 @@ impl<'a, M: Words> Naive<'a, M> {
             },
             must: RefCell::default(),
             may: RefCell::default(),
+            passed: RefCell::default(),
             optional: Cell::new(false),
             tags: Cell::default(),
             trace: RefCell::default(),
@@ -262,6 +266,7 @@ impl<'a, M: Words> Naive<'a, M> {
             unpredictable: self.unpredictable.get() || self.roles_mix(),
             must: self.must.into_inner(),
             may: self.may.into_inner(),
+            passed: self.passed.into_inner(),
             tags: self.tags.get(),
             trace: self.trace.into_inner(),
             vague: self.vague.get(),
