@@ -13,6 +13,12 @@ use crate::wire::{Command, TlbiVa};
 /// log2 of the size of a command, in bytes.
 const COMMAND_LOG2: u32 = 4;
 
+/// Effects of commands that may wait to be carried out. More commands run once these are.
+const EFFECTS: usize = 64;
+
+/// ATS invalidations that may be without an answer at a time; PCIe has 32 tags for each function.
+const ATC_INVALIDATIONS: usize = 64;
+
 /// What became of a command.
 enum Outcome {
     Consumed,
@@ -34,7 +40,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             Prod(front.word(Register::CmdqProd)).wr(),
             CmdqCons(front.word(Register::CmdqCons)).rd(),
         );
-        while *budget > 0 && front.cr0().cmdqen() && !front.active(CMDQ_ERR) {
+        while *budget > 0
+            && front.effects.len() < EFFECTS
+            && front.cr0().cmdqen()
+            && !front.active(CMDQ_ERR)
+        {
             let cons = CmdqCons(front.word(Register::CmdqCons));
             if ring.is_empty(Prod(front.word(Register::CmdqProd)).wr(), cons.rd()) {
                 break;
@@ -84,6 +94,10 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         if let Command::Sync { cs, msi_data, msi_address, .. } = command {
             return self.sync(front, cs, msi_address, msi_data, next);
+        }
+        if matches!(command, Command::AtcInv { .. }) && front.atc_pending.len() >= ATC_INVALIDATIONS
+        {
+            return Outcome::Waits;
         }
         self.carry_out(front, command);
         front.set(Register::CmdqCons, next.0.into());
@@ -201,7 +215,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         front.sync = None;
         self.in_flight.forget_unless(front.enable.is_some());
-        self.retry_unreported(front);
+        front.retry_unreported();
         front.set(Register::CmdqCons, next.0.into());
         match cs {
             0b01 => {

@@ -34,6 +34,18 @@ impl Front {
         self.cr0().eventqen() && !self.active(EVENTQ_ABT_ERR)
     }
 
+    /// Has the stalled transactions tried again whose events could not be recorded so far: what a `CMD_SYNC`
+    /// completed may have changed why they stall, and no record may tell of the past (§4.7.3).
+    pub(crate) fn retry_unreported(&mut self) {
+        for stag in 0..self.stalled.len() {
+            if let Some(Stalled { event, reported: false }) = self.stalled[stag] {
+                self.stalled[stag] = None;
+                let (stream_id, stag) = (event.sid, stag as u16);
+                self.effects.push_back(Effect::Resume { stream_id, stag, action: Resume::Retry });
+            }
+        }
+    }
+
     /// Whether a global error is active: raised and not acknowledged (§7.5).
     pub(crate) fn active(&self, error: u32) -> bool {
         (self.word(Register::Gerror) ^ self.word(Register::Gerrorn)) & error != 0
@@ -184,18 +196,6 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 return;
             }
             front.stalled[stag] = Some(Stalled { event, reported: true });
-        }
-    }
-
-    /// Has the stalled transactions tried again whose events could not be recorded so far: what a `CMD_SYNC`
-    /// completed may have changed why they stall, and no record may tell of the past (§4.7.3).
-    pub(crate) fn retry_unreported(&self, front: &mut Front) {
-        for stag in 0..front.stalled.len() {
-            if let Some(Stalled { event, reported: false }) = front.stalled[stag] {
-                front.stalled[stag] = None;
-                let (stream_id, stag) = (event.sid, stag as u16);
-                front.effects.push_back(Effect::Resume { stream_id, stag, action: Resume::Retry });
-            }
         }
     }
 

@@ -98,7 +98,10 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     pub fn read64(&self, offset: u64) -> u64 {
         match find(offset) {
             Some((register, 0)) if register.width() == 64 => self.front.lock().value(register),
-            _ => u64::from(self.read32(offset)) | u64::from(self.read32(offset + 4)) << 32,
+            _ => {
+                u64::from(self.read32(offset))
+                    | u64::from(self.read32(offset.wrapping_add(4))) << 32
+            }
         }
     }
 
@@ -131,7 +134,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             Some((register, 0)) if register.width() == 64 => self.write(register, value, !0),
             _ => {
                 self.write32(offset, value as u32);
-                self.write32(offset + 4, (value >> 32) as u32);
+                self.write32(offset.wrapping_add(4), (value >> 32) as u32);
             }
         }
     }

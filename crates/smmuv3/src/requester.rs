@@ -238,7 +238,7 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         if let Some(translation) = self.hit(transaction) {
             return Ok(translation);
         }
-        self.miss(transaction)
+        self.miss(*transaction)
     }
 }
 
@@ -326,15 +326,19 @@ impl<M: Memory, F: Fence> Requester<M, F> {
     fn hit(&mut self, transaction: &Transaction) -> Option<Translation> {
         let key = key(transaction);
         let slot = self.slot(key);
-        if self.hot[slot].key != key || transaction.translated {
-            return None;
-        }
-        if self.hot[slot].changes != self.smmu.tlb.changes()
-            && !self.refresh(slot, transaction.stream_id)
-        {
-            return None;
-        }
-        let hot = &self.hot[slot];
+        // A loop, so that what is read once is not read again.
+        let hot = loop {
+            let hot = &self.hot[slot];
+            if hot.key != key || transaction.translated {
+                return None;
+            }
+            if hot.changes == self.smmu.tlb.changes() {
+                break hot;
+            }
+            if !self.refresh(slot, transaction.stream_id) {
+                return None;
+            }
+        };
         let mut canonical = transaction.address;
         if hot.tbi {
             canonical = self.canonical(slot, canonical);
@@ -352,7 +356,7 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         let shareability = Shareability::from_bits(data.shareability().into());
         let mut attributes = Attributes { memory: data.memory(), shareability };
         if !hot.settled || transaction.attributes.has_hints() {
-            attributes = self.attributes(slot, transaction, attributes);
+            attributes = self.attributes(slot, *transaction, attributes);
         }
         Some(Translation {
             address: data.address() & !offset | canonical & offset,
@@ -387,8 +391,9 @@ impl<M: Memory, F: Fence> Requester<M, F> {
     }
 
     #[inline(never)]
-    fn attributes(&self, slot: usize, transaction: &Transaction, found: Attributes) -> Attributes {
-        self.contexts[slot].as_ref().map_or(found, |context| context.attributes(transaction, found))
+    fn attributes(&self, slot: usize, transaction: Transaction, found: Attributes) -> Attributes {
+        let context = self.contexts[slot].as_ref();
+        context.map_or(found, |context| context.attributes(&transaction, found))
     }
 
     #[inline]
@@ -398,7 +403,8 @@ impl<M: Memory, F: Fence> Requester<M, F> {
 
     #[cold]
     #[inline(never)]
-    fn miss(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
+    fn miss(&mut self, transaction: Transaction) -> Result<Translation, Refused> {
+        let transaction = &transaction;
         let key = key(transaction);
         let slot = self.slot(key);
         let Self { smmu, hot, contexts, .. } = self;
@@ -536,7 +542,19 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 };
                 let canonical = context.canonical(transaction.address);
                 match found.and_then(|()| walker.translate(canonical, wanted)) {
-                    Ok(output) => return Ok(context.translation(transaction, &output, wanted)),
+                    Ok(output) => {
+                        let translation = context.translation(transaction, &output, wanted);
+                        if context.stage1.is_none() {
+                            // Stage 1 tells of both where it takes part.
+                            steps.step(|| Step::Combined {
+                                address: output.address,
+                                size_log2: output.size as u8,
+                                permissions: output.permissions,
+                                attributes: translation.attributes,
+                            });
+                        }
+                        return Ok(translation);
+                    }
                     Err(fault) => (fault, Some(context)),
                 }
             }

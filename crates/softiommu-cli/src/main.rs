@@ -1,6 +1,7 @@
 //! `softiommu`: a whole IOMMU for programs that have none.
 #![forbid(unsafe_code)]
 
+mod decode;
 mod library;
 mod program;
 mod run;
@@ -25,12 +26,23 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Run),
+    Decode(decode::Decode),
 }
 
 fn main() -> ExitCode {
-    let Command::Run(run) = Cli::parse().command;
-    // Only returns if the program could not be started.
-    let error = run.exec();
-    eprintln!("softiommu: {error}");
-    ExitCode::from(error.exit_code())
+    match Cli::parse().command {
+        Command::Run(run) => {
+            // Only returns if the program could not be started.
+            let error = run.exec();
+            eprintln!("softiommu: {error}");
+            ExitCode::from(error.exit_code())
+        }
+        Command::Decode(decode) => match decode.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("softiommu: {error}");
+                ExitCode::FAILURE
+            }
+        },
+    }
 }

@@ -1,6 +1,6 @@
 //! A direct-mapped array of slots for pages of one size.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::generation::{REGIME_SHIFT, Space};
 use super::slot::Slot;
@@ -39,6 +39,8 @@ pub(crate) struct Array {
     shift: u32,
     /// Log2 of the size of the largest page that slots hold pieces of.
     piece: AtomicU8,
+    /// Whether anything was ever remembered.
+    used: AtomicBool,
 }
 
 #[inline]
@@ -52,12 +54,19 @@ impl Array {
             slots: (0..1usize << log2).map(|_| Slot::default()).collect(),
             shift,
             piece: AtomicU8::new(shift as u8),
+            used: AtomicBool::new(false),
         }
     }
 
     #[inline(always)]
     fn slot(&self, space: &Space, page: u64) -> &Slot<3> {
         &self.slots[(page.wrapping_add(space.salt.into())) as usize & (self.slots.len() - 1)]
+    }
+
+    /// Whether it is worth a look.
+    #[inline(always)]
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// The entry for `address`, if it carries the [`tag`] that `wanted` says.
@@ -93,6 +102,9 @@ impl Array {
     ) {
         if self.piece.load(Ordering::Relaxed) < scope as u8 {
             self.piece.fetch_max(scope as u8, Ordering::AcqRel);
+        }
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
         }
         let page = address >> self.shift;
         let Some(mut slot) = self.slot(space, page).try_lock() else { return };

@@ -181,6 +181,9 @@ impl Tlb {
         if let Some(data) = self.small.lookup(space, address, wanted) {
             return Some((data, SMALL));
         }
+        if !self.large.is_used() {
+            return None;
+        }
         self.lookup_large(space, tags, address)
     }
 
@@ -231,6 +234,9 @@ impl Tlb {
         let tag = before.tags.stage2;
         if pages && let Some(data) = self.stage2.lookup(vm, ipa, |_| tag) {
             return Some((data, SMALL));
+        }
+        if !self.stage2_blocks.is_used() {
+            return None;
         }
         self.stage2_blocks.lookup(vm, ipa, |_| tag).map(|data| (data, LARGE))
     }

@@ -25,6 +25,24 @@ impl Field {
     pub const fn width(&self) -> u32 {
         self.high - self.low + 1
     }
+
+    fn bits(&self, words: &[u64]) -> u64 {
+        words.get(self.low as usize / 64).copied().unwrap_or(0) & mask(self.high, self.low)
+    }
+
+    /// The field's value in `words`; an address as the address that it stands for. Words that are missing are zero.
+    #[must_use]
+    pub fn value(&self, words: &[u64]) -> u64 {
+        let bits = self.bits(words);
+        if self.address { bits } else { bits >> (self.low % 64) }
+    }
+
+    /// What the field says in `words`, where the specification gives its values names.
+    #[must_use]
+    pub fn meaning(&self, words: &[u64]) -> Option<&'static str> {
+        let meaning = (self.meaning)(self.bits(words) >> (self.low % 64));
+        Some(meaning).filter(|meaning| !meaning.is_empty())
+    }
 }
 
 impl fmt::Debug for Field {

@@ -181,7 +181,7 @@ impl Maker<'_> {
         if !self.features.ril || d.chance(400) {
             return [0, address & !0xfff | leaf];
         }
-        let tg = (granule - 10) / 2 << 10;
+        let tg = ((granule - 10) / 2) << 10;
         let has_ttl = level >= 1 && (granule != 14 || level >= 2 || self.features.ds);
         if descriptor.leaf && has_ttl && d.chance(500) {
             // One block or page, or some from there on.

@@ -300,13 +300,13 @@ impl Machine {
 
 /// Streams and tables.
 impl Machine {
-    pub fn ste_at(&self, sid: u32) -> u64 {
+    pub fn ste_at(sid: u32) -> u64 {
         STRTAB + 64 * u64::from(sid)
     }
 
     /// Writes an STE and says so.
     pub fn set_ste(&self, sid: u32, ste: Ste) {
-        self.store(self.ste_at(sid), &ste);
+        self.store(Self::ste_at(sid), &ste);
         self.run(&[cmd::cfgi_ste(sid)]);
     }
 

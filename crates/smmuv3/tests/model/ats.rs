@@ -112,7 +112,7 @@ fn requests_that_meet_configuration_errors_are_aborted() {
         };
         let plain = request(3, 0x5678);
         aborted(&m, request(999, 0x5678), C_BAD_STREAMID);
-        let at = m.ste_at(3);
+        let at = Machine::ste_at(3);
         m.ram.make_hole(at..at + 8);
         aborted(&m, plain, F_STE_FETCH);
         m.ram.fill_holes();
@@ -207,6 +207,12 @@ fn requests_for_pages_that_fault_are_granted_nothing() {
 fn requests_are_granted_what_the_page_permits_to_whom() {
     const RO: u64 = OUT | pte::S1_RW | pte::READ_ONLY;
     const PRIV: u64 = OUT | pte::S1_RW & !pte::USER;
+    const RW: u64 = OUT | pte::S1_RW;
+    // PRIVCFG, INSTCFG.
+    const PRIVILEGED: u64 = 0b11;
+    const UNPRIVILEGED: u64 = 0b10;
+    const DATA: u64 = 0b10;
+    const INSTRUCTION: u64 = 0b11;
     let mut m = checking(false);
     let one = stage1_ats(&mut m, 3);
     let cds = m.alloc(128);
@@ -227,7 +233,6 @@ fn requests_are_granted_what_the_page_permits_to_whom() {
                 ..request(3, 0x5678)
             }))
         };
-    const RW: u64 = OUT | pte::S1_RW;
     m.set_ste(3, ste);
     for (pasid, descriptor, wants, expected) in [
         (true, RO, (1, 0, 0), (true, false, false)),
@@ -248,11 +253,7 @@ fn requests_are_granted_what_the_page_permits_to_whom() {
         let found = ask(&mut m, pasid, descriptor, wants);
         assert_eq!(found, expected, "PASID {pasid} {descriptor:#x} {wants:?}");
     }
-    // PRIVCFG, INSTCFG: for whom, and as what, permissions are judged.
-    const PRIVILEGED: u64 = 0b11;
-    const UNPRIVILEGED: u64 = 0b10;
-    const DATA: u64 = 0b10;
-    const INSTRUCTION: u64 = 0b11;
+    // The overrides: for whom, and as what, permissions are judged.
     for (privcfg, instcfg, descriptor, wants, expected) in [
         (PRIVILEGED, 0, PRIV, (0, 0, 0), (true, true, false)),
         (UNPRIVILEGED, 0, PRIV, (0, 0, 1), (false, false, false)),
@@ -373,7 +374,7 @@ fn translated_transactions_pass_or_are_checked() {
         m.set_cr0(reg::CMDQEN | reg::EVENTQEN);
         m.w32(reg::CR2, if rec { reg::REC_CFG_ATS } else { 0 });
         m.set_cr0(reg::CMDQEN | reg::EVENTQEN | reg::SMMUEN | reg::ATSCHK);
-        let at = m.ste_at(9);
+        let at = Machine::ste_at(9);
         m.ram.make_hole(at..at + 8);
         for (sid, number) in [(7, C_BAD_STE), (9, F_STE_FETCH), (999, C_BAD_STREAMID)] {
             assert_eq!(m.go(&translated(sid, 0x5000)), Err(Refused::Abort));
@@ -516,4 +517,34 @@ fn a_sync_waits_for_endpoints_and_fails_when_one_does_not_answer() {
     assert!(m.idle(), "the command itself does not fail");
     assert_eq!(m.error_of(cmd::sync()), Some(CERROR_ATC_INV_SYNC));
     assert_eq!(m.error_of(cmd::sync()), None);
+}
+
+/// A guest can queue half a million invalidations; neither they nor their answers pile up here.
+#[test]
+fn invalidations_without_an_answer_hold_later_ones_back() {
+    let mut m = Machine::new(Options::everything());
+    m.prepare();
+    m.w32(reg::CR0, 0);
+    m.w64(reg::CMDQ_BASE, 0x8_0000 | 0x8);
+    m.w32(reg::CMDQ_PROD, 0);
+    m.w32(reg::CMDQ_CONS, 0);
+    m.w32(reg::CR0, reg::CMDQEN | reg::SMMUEN);
+    m.world.devices.answer(AtcCompletion::Pending);
+    for n in 0..200 {
+        m.store(0x8_0000 + 16 * n, &cmd::atc_inv(3, None, n << 12, 0));
+    }
+    m.w32(reg::CMDQ_PROD, 200);
+    let first = sent(&m);
+    assert_eq!(first.len(), 64);
+    assert_eq!(m.r32(reg::CMDQ_CONS), 64);
+    m.smmu.complete_atc_invalidate(first[63].0, true);
+    let next = sent(&m);
+    assert_eq!(next.len(), 1);
+    m.world.devices.answer(AtcCompletion::Done);
+    for (tag, _) in first.iter().chain(&next) {
+        m.smmu.complete_atc_invalidate(*tag, true);
+    }
+    assert_eq!(m.r32(reg::CMDQ_CONS), 200);
+    let rest: Vec<_> = sent(&m).iter().map(|(_, request)| request.address >> 12).collect();
+    assert_eq!(rest, (65..200).collect::<Vec<_>>(), "in order");
 }

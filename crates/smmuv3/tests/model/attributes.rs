@@ -196,13 +196,12 @@ fn privilege_and_instruction_overrides_come_before_the_check() {
             for _ in 0..2 {
                 let found = m.go(&transaction);
                 assert_eq!(found.is_ok(), granted, "{privcfg:#b} {instcfg:#b} {transaction:?}");
-                let (privileged, instruction) = match found {
-                    Ok(translation) => (translation.privileged, translation.instruction),
-                    Err(_) => {
-                        let record = m.event();
-                        assert_eq!(record.get(event::NUMBER), F_PERMISSION);
-                        (record.get(event::PNU) == 1, record.get(event::IND) == 1)
-                    }
+                let (privileged, instruction) = if let Ok(translation) = found {
+                    (translation.privileged, translation.instruction)
+                } else {
+                    let record = m.event();
+                    assert_eq!(record.get(event::NUMBER), F_PERMISSION);
+                    (record.get(event::PNU) == 1, record.get(event::IND) == 1)
                 };
                 let choose = |field, incoming| match field {
                     0b10 if ovr => false,

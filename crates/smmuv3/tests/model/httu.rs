@@ -105,7 +105,7 @@ fn updates_of_stage_1_are_writes_of_stage_2() {
     let (nested, second) = m.nested(3, 1, 1);
     m.set_ste(3, nested.ste.with(ste::S2_HA, 1).with(ste::S2_HD, 1));
     m.set_cd(&nested, nested.cd.with(cd::HA, 1).with(cd::HD, 1));
-    m.put(&nested.tables, 0x5000, 3, GUEST + CLEAN1 & !pte::AF);
+    m.put(&nested.tables, 0x5000, 3, (GUEST + CLEAN1) & !pte::AF);
     let leaf = m.entry(&nested.tables, 0x5000, 3);
     let table_entry = m.entry(&second, GUEST + leaf, 3);
     let page_entry = m.entry(&second, GUEST + OUT, 3);
@@ -123,7 +123,7 @@ fn updates_of_stage_1_are_writes_of_stage_2() {
     assert!(!dirty(&m, page_entry), "the page was not");
     for _ in 0..2 {
         m.write(3, 0x5008).unwrap();
-        assert_eq!(m.ram.get(leaf), GUEST + CLEAN1 & !pte::READ_ONLY);
+        assert_eq!(m.ram.get(leaf), (GUEST + CLEAN1) & !pte::READ_ONLY);
         assert!(dirty(&m, page_entry));
     }
 }

@@ -55,7 +55,7 @@ fn a_sync_waits_for_each_of_several_and_for_changes_of_configuration_too() {
     for transfer in &mut transfers {
         transfer.translate(&Transaction::read(3, 0x5000)).unwrap();
     }
-    m.store(m.ste_at(3), &one.ste.with(ste::CONFIG, ste::ABORT));
+    m.store(Machine::ste_at(3), &one.ste.with(ste::CONFIG, ste::ABORT));
     m.submit(&[cmd::cfgi_ste(3), cmd::sync()]);
     while let Some(transfer) = transfers.pop() {
         assert!(!m.idle());

@@ -148,7 +148,7 @@ fn automatic_answers_have_a_pasid_as_pps_or_ppar_say() {
         assert_eq!(ask(&m, 999, None), (None, Success));
         assert_eq!(m.events(), []);
         // Where PPAR cannot be found out: failure, without a PASID, and recorded on request.
-        let hole = m.ste_at(5);
+        let hole = Machine::ste_at(5);
         m.ram.make_hole(hole..hole + 8);
         for (sid, number) in [(4, C_BAD_STE), (5, F_STE_FETCH), (999, C_BAD_STREAMID)] {
             assert_eq!(ask(&m, sid, Some(7)), (None, Failure));

@@ -51,7 +51,7 @@ fn substreams_use_their_own_cd() {
     }
     // An invalidation by SubstreamID, and of all of a stream.
     for command in [cmd::cfgi_cd(3, 1), cmd::stream(cmd::CFGI_CD_ALL, 3)] {
-        let table = m.ram.get(m.ste_at(3)) & 0x00ff_ffff_ffff_ffc0;
+        let table = m.ram.get(Machine::ste_at(3)) & 0x00ff_ffff_ffff_ffc0;
         let v = m.ram.get(table + 64);
         m.ram.set(table + 64, v & !(1 << 31));
         m.run(&[command]);

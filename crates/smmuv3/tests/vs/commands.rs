@@ -17,7 +17,7 @@ fn vs23_an_error_stops_the_queue_at_the_command_and_its_acknowledgement_restarts
     assert_eq!(m.output(3, 0x5000), 0x5000);
     m.world.wires.take();
     let start = m.r32(reg::CMDQ_PROD);
-    m.store(m.ste_at(3), &ste::new(ste::ABORT));
+    m.store(Machine::ste_at(3), &ste::new(ste::ABORT));
     m.submit(&[cmd::cfgi_ste(3), RESERVED, cmd::sync_signal(1, 0, 0), cmd::sync()]);
     // The older command is consumed, the newer ones have no effect.
     assert_eq!(m.r32(reg::CMDQ_CONS), (start + 1) | CERROR_ILL << 24);
@@ -256,7 +256,7 @@ fn vs26_cmd_sync_signals_as_it_is_told() {
         assert_eq!(m.error_of(cmd::sync_signal(0b11, 0, 0)), Some(CERROR_ILL));
         assert_eq!(m.world.wires.take(), [Wire::Gerror]);
         // A message that aborts is a global error; the command is complete all the same.
-        m.submit(&[cmd::sync_signal(0b01, 0x3f_fff_fffc, 1)]);
+        m.submit(&[cmd::sync_signal(0b01, 0x03ff_ffff_fffc, 1)]);
         assert!(m.idle());
         let error = if msi { reg::MSI_CMDQ_ABT_ERR } else { 0 };
         assert_eq!(m.gerror(), error);

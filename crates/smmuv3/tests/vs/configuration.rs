@@ -211,7 +211,7 @@ fn vs19_the_stream_table_is_cut_and_aligned_as_its_sizes_say() {
 #[test]
 fn vs20_the_stream_table_registers_are_read_only_while_the_smmu_is_enabled() {
     let mut m = Machine::everything();
-    m.store(m.ste_at(3), &ste::new(ste::BYPASS));
+    m.store(Machine::ste_at(3), &ste::new(ste::BYPASS));
     let attempt = |m: &Machine| {
         m.w64(reg::STRTAB_BASE, 0x5_0000);
         m.w32(reg::STRTAB_BASE, 0x6_0000);
@@ -336,7 +336,7 @@ fn vs22_the_smmus_own_indexes_are_writable_while_their_queue_is_disabled_only() 
 fn vs27_a_range_of_stes_is_aligned_and_31_is_all_of_them() {
     let mut m = Machine::everything();
     let write_all = |m: &Machine, n: u64| {
-        (0..256).for_each(|sid| m.store(m.ste_at(sid), &marked(n)));
+        (0..256).for_each(|sid| m.store(Machine::ste_at(sid), &marked(n)));
     };
     let seen = |m: &mut Machine, sid| {
         let is_normal = !m.read(sid, 0x5000).unwrap().attributes.is_device();
@@ -379,8 +379,8 @@ fn vs27_a_range_of_stes_is_aligned_and_31_is_all_of_them() {
 fn vs28_gbpa_takes_effect_with_update_and_while_the_smmu_is_disabled() {
     let mut m = Machine::new(Options::everything());
     m.prepare();
-    m.store(m.ste_at(3), &ste::new(ste::BYPASS));
-    m.store(m.ste_at(4), &ste::new(ste::ABORT));
+    m.store(Machine::ste_at(3), &ste::new(ste::BYPASS));
+    m.store(Machine::ste_at(4), &ste::new(ste::ABORT));
     let passes = |m: &mut Machine, sid| m.read(sid, 0x5000).is_ok();
     assert!(passes(&mut m, 3) && passes(&mut m, 77));
     // A write without Update is ignored, and stored nowhere.

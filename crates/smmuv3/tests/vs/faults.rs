@@ -19,7 +19,7 @@ fn vs09_of_several_errors_the_first_of_the_list_is_reported() {
         (record.get(event::NUMBER), record)
     };
     // Everything: the STE in a hole and invalid, no stage 2 mapping of the CD, the CD in a hole and invalid.
-    let ste_at = m.ste_at(3);
+    let ste_at = Machine::ste_at(3);
     let cd_entry = m.entry(&second, GUEST + nested.cd_at, 3);
     let good_entry = m.ram.get(cd_entry);
     let bad_ste = nested.ste.with(ste::S1_CD_MAX, 1).with(ste::S1_DSS, 0b00);
@@ -301,7 +301,7 @@ fn vs14_a_block_where_none_may_stand_is_a_translation_fault() {
     // Where addresses have 52 bits, one level more has blocks.
     for (granule, level, ds) in [(12, 0, 1), (14, 1, 1), (16, 1, 0)] {
         let mut m = Machine::everything();
-        let initial = if granule == 16 { 1 } else { 0 };
+        let initial = i32::from(granule == 16);
         let tables = m.tables(granule, 48, initial);
         let cd = Machine::cd_for(&tables, 1).with(cd::DS, ds).with(cd::IPS, 0b110);
         m.stage1_over(3, cd, tables);

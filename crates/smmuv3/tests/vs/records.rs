@@ -67,7 +67,7 @@ fn vs02_an_unacknowledged_overflow_does_not_stop_new_records() {
     m.set_cr0(reg::CMDQEN | reg::SMMUEN | reg::PRIQEN);
     m.read(BAD, 0x1000).unwrap_err();
     assert_eq!(m.r32(reg::EVENTQ_PROD), (ENTRIES + 2) | reg::OVFLG);
-    m.w32(reg::EVENTQ_CONS, ENTRIES + 2 | reg::OVFLG);
+    m.w32(reg::EVENTQ_CONS, (ENTRIES + 2) | reg::OVFLG);
     m.read(BAD, 0x1000).unwrap_err();
     assert_eq!(m.r32(reg::EVENTQ_PROD), (ENTRIES + 2) | reg::OVFLG, "not even into an empty queue");
     assert_eq!(m.r32(reg::GERROR), 0);
@@ -176,7 +176,7 @@ fn assert_fetch(record: Record, number: u64, sid: u64, address: u64) {
 fn vs05_fetch_faults_carry_the_fetched_address_and_no_input_address() {
     let mut m = Machine::everything();
     // An STE of a linear table.
-    let ste = m.ste_at(9);
+    let ste = Machine::ste_at(9);
     m.ram.make_hole(ste..ste + 64);
     let record = m.fault(&Transaction::read(9, 0xabc_d123));
     assert_fetch(record, F_STE_FETCH, 9, ste);
@@ -203,7 +203,7 @@ fn vs05_fetch_faults_carry_the_fetched_address_and_no_input_address() {
     m.ram.fill_holes();
     // A level 1 Stream table descriptor.
     m.set_cr0(reg::CMDQEN | reg::EVENTQEN);
-    m.w32(reg::STRTAB_BASE_CFG, 1 << 16 | 6 << 6 | 10);
+    m.w32(reg::STRTAB_BASE_CFG, 1 << 16 | 6 << 6 | 0xa);
     m.enable();
     m.ram.make_hole(STRTAB..STRTAB + 0x80);
     let record = m.fault(&Transaction::read(0x83, 0xabc_d123));
@@ -228,7 +228,7 @@ fn vs06_memory_aborts_are_fetch_faults_and_walk_aborts() {
     let one = m.stage1(3, 1);
     m.map(&one.tables, 0x5000, 0x30_0000);
     for word in 0..8 {
-        let at = m.ste_at(3) + 8 * word;
+        let at = Machine::ste_at(3) + 8 * word;
         hole(&m, at);
         m.run(&[crate::common::raw::cmd::cfgi_ste(3)]);
         m.read_faults(3, 0x5000, F_STE_FETCH);
