@@ -34,6 +34,8 @@ pub(crate) struct Front {
     pub(crate) effects: VecDeque<Effect>,
     /// Somebody performs an effect right now.
     pub(crate) draining: bool,
+    /// Commands that the one who performs effects may execute for others.
+    pub(crate) credit: u32,
     /// By STAG.
     pub(crate) stalled: Box<[Option<Stalled>]>,
     pub(crate) next_stag: u16,
@@ -58,6 +60,7 @@ impl Front {
             values: vec![0; Register::ALL.len()].into(),
             effects: VecDeque::new(),
             draining: false,
+            credit: 0,
             stalled: vec![None; usize::from(options.stall_max)].into(),
             next_stag: 0,
             last_event: None,

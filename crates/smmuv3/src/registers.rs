@@ -100,7 +100,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             Some((register, 0)) if register.width() == 64 => self.front.lock().value(register),
             _ => {
                 u64::from(self.read32(offset))
-                    | u64::from(self.read32(offset.wrapping_add(4))) << 32
+                    | u64::from(self.read32(offset.saturating_add(4))) << 32
             }
         }
     }
@@ -134,7 +134,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             Some((register, 0)) if register.width() == 64 => self.write(register, value, !0),
             _ => {
                 self.write32(offset, value as u32);
-                self.write32(offset.wrapping_add(4), (value >> 32) as u32);
+                self.write32(offset.saturating_add(4), (value >> 32) as u32);
             }
         }
     }

@@ -138,8 +138,12 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             let effect = {
                 let mut front = self.front.lock();
                 if front.draining {
+                    // Whoever performs effects goes on with what this call leaves.
+                    self.run_commands(&mut front, &mut budget);
+                    front.credit = front.credit.max(budget);
                     return;
                 }
+                budget = budget.max(std::mem::take(&mut front.credit));
                 match front.effects.pop_front() {
                     Some(effect) => {
                         front.draining = true;

@@ -472,6 +472,28 @@ fn an_invalidation_reaches_the_endpoint_with_its_range_aligned() {
     assert_eq!(m.world.devices.take(), []);
 }
 
+/// A guest that never waits does not make the SMMU remember without end.
+#[test]
+fn invalidations_wait_when_too_many_are_unanswered() {
+    let m = Machine::everything();
+    m.world.devices.answer(AtcCompletion::Pending);
+    let mut all = Vec::new();
+    for _ in 0..40 {
+        m.submit(&[cmd::atc_inv(3, None, 0, 0); 32]);
+        all.extend(sent(&m));
+        if !m.idle() {
+            break;
+        }
+    }
+    assert!(!m.idle(), "{} requests and no end", all.len());
+    // Each answer lets one more go.
+    let first = all.len();
+    m.smmu.complete_atc_invalidate(all[0].0, true);
+    assert_eq!(sent(&m).len(), 1);
+    m.smmu.complete_atc_invalidate(all[first - 1].0, true);
+    assert_eq!(sent(&m).len(), 1);
+}
+
 /// §3.9.1.4, §4.7.3, §7.1.
 #[test]
 fn a_sync_waits_for_endpoints_and_fails_when_one_does_not_answer() {

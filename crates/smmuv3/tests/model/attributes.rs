@@ -93,7 +93,10 @@ fn stage_1_says_what_memory_is() {
         (0x40, 0x43),
     ] {
         m.set_cd(&one, one.cd.with(cd::MAIR1, byte));
-        for (sh, field) in [(NonShareable, NSH), (Outer, OSH), (Inner, ISH)] {
+        // 0b01 is reserved and counts as Non-shareable.
+        let shareabilities =
+            [(NonShareable, NSH), (NonShareable, 1 << 8), (Outer, OSH), (Inner, ISH)];
+        for (sh, field) in shareabilities {
             let descriptor = OUT | pte::S1_RW & !ISH | field | 1 << 2;
             m.put(&one.tables, 0x5000, 3, descriptor);
             m.tlbi_all();

@@ -56,6 +56,11 @@ fn stage_1_marks_pages_accessed_and_dirty() {
     m.ram.set(leaf, CLEAN1 & !pte::DBM);
     m.tlbi_all();
     assert_eq!(m.fault(&Transaction::write(3, 0x5000)).get(event::NUMBER), F_PERMISSION);
+    // HD without HA marks nothing, even where the page is accessed.
+    m.set_cd(&one, one.cd.with(cd::HD, 1));
+    m.ram.set(leaf, CLEAN1);
+    assert_eq!(m.fault(&Transaction::write(3, 0x5000)).get(event::NUMBER), F_PERMISSION);
+    assert_eq!(m.ram.get(leaf), CLEAN1);
     // AFFD: no faults and no marks; ignored with HA.
     m.ram.set(leaf, (OUT | pte::S1_RW) & !pte::AF);
     for (ha, marked) in [(0, false), (1, true)] {
@@ -96,6 +101,16 @@ fn stage_2_marks_pages_accessed_and_dirty() {
             }
         }
     }
+}
+
+#[test]
+fn stage_2_marks_nothing_dirty_without_s2ha() {
+    let mut m = Machine::everything();
+    let two = m.stage2(3, 1);
+    m.set_ste(3, two.ste.with(ste::S2_HD, 1));
+    m.put(&two.tables, 0x5000, 3, CLEAN2);
+    assert_eq!(m.fault(&Transaction::write(3, 0x5000)).get(event::NUMBER), F_PERMISSION);
+    assert_eq!(m.ram.get(m.entry(&two.tables, 0x5000, 3)), CLEAN2);
 }
 
 /// §3.13: an update of a stage 1 descriptor is a write through stage 2, and makes that page dirty.

@@ -1,9 +1,13 @@
 //! What waits for transactions in flight: `CMD_SYNC` and the acknowledgement of `SMMUEN` (§4.7.3, §6.3.9.6).
 
-use smmuv3::{Options, Transaction, Wire};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
-use crate::common::Machine;
+use smmuv3::{Interrupts, Options, Smmu, Transaction, Wire};
+
 use crate::common::raw::{cmd, pte, reg, ste};
+use crate::common::world::Ram;
+use crate::common::{CMDQ, Machine};
 
 const OLD: u64 = 0x30_0000;
 const NEW: u64 = 0x31_0000;
@@ -140,6 +144,46 @@ fn one_write_executes_a_bounded_number_of_commands() {
         m.r32(reg::CMDQ_CONS);
     }
     assert_eq!(m.gerror(), 0);
+}
+
+/// Rings the queue from within an interrupt, as a guest on another processor would.
+struct Ringing {
+    smmu: OnceLock<Weak<Smmu<Arc<Ram>>>>,
+    left: AtomicU32,
+}
+
+impl Interrupts for Ringing {
+    fn pulse(&self, _: Wire) {
+        let Some(smmu) = self.smmu.get().and_then(Weak::upgrade) else { return };
+        let fewer = |left: u32| left.checked_sub(1);
+        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_err() {
+            return;
+        }
+        let prod = smmu.read32(reg::CMDQ_PROD);
+        smmu.write32(reg::CMDQ_PROD, prod ^ 0x40);
+    }
+}
+
+/// Commands that come while effects of others are performed are executed without anybody asking again.
+#[test]
+fn commands_submitted_from_an_interrupt_are_executed() {
+    let ram = Arc::new(Ram::new(0x2_0000));
+    let ringing = Arc::new(Ringing { smmu: OnceLock::new(), left: AtomicU32::new(3) });
+    // The queue holds as many commands as one call executes.
+    let options = Options { cmdq_log2: 6, ..Options::everything() };
+    let smmu = Smmu::new(options, ram.clone(), ringing.clone(), ()).unwrap();
+    ringing.smmu.set(Arc::downgrade(&smmu)).unwrap();
+    for n in 0..64u64 {
+        let command = if n == 0 { cmd::sync_signal(1, 0, 0) } else { cmd::cfgi_all() };
+        ram.set(CMDQ + 16 * n, command.0[0]);
+        ram.set(CMDQ + 16 * n + 8, command.0[1]);
+    }
+    smmu.write64(reg::CMDQ_BASE, CMDQ | 6);
+    smmu.write32(reg::CR0, reg::CMDQEN);
+    smmu.write32(reg::CMDQ_PROD, 0x40);
+    // The first read tells what was done until then.
+    let cons = smmu.read32(reg::CMDQ_CONS);
+    assert_eq!((cons, smmu.read32(reg::CMDQ_PROD)), (0x00, 0x00), "four times around");
 }
 
 /// Accesses of any length and alignment through the SMMU move the bytes and stop where a page refuses.

@@ -15,3 +15,4 @@ mod pri;
 mod registers;
 mod stall;
 mod substreams;
+mod tables;

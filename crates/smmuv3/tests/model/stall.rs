@@ -136,6 +136,12 @@ fn stall_records_wait_for_room_in_the_queue() {
     assert_eq!(m.events(), []);
     m.acknowledge();
     assert_eq!(m.event().get(event::STAG), u64::from(fourth));
+    // One whose own record aborts is not lost either.
+    m.ram.fail_next_write();
+    let fifth = stalls(&mut m, 3, 0x9000);
+    assert_eq!(m.events(), []);
+    m.acknowledge();
+    assert_eq!(m.event().get(event::STAG), u64::from(fifth));
 }
 
 /// §4.7.3: no record of what was true before a `CMD_SYNC` is written after it; the transaction is tried again instead.
