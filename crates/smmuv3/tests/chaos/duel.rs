@@ -98,7 +98,7 @@ pub(crate) struct Duel {
     pub(crate) tally: Tally,
     /// The configuration that each tag stands for since the last invalidation.
     tags: HashMap<(u64, u64, Option<u64>), Option<[u64; 8]>>,
-    stage2: HashMap<u64, Option<[u64; 8]>>,
+    stage2: HashMap<u64, Option<[u64; 3]>>,
     /// Descriptors were updated since.
     updated: bool,
     /// What caches may remember.
@@ -238,9 +238,9 @@ impl Duel {
         if all.commands.len() > 50 {
             return self.flush();
         }
-        for (world, vmid) in all.forgotten {
+        for (world, vmid, both) in all.forgotten {
             self.tags.retain(|(w, v, _), _| (*w, *v) != (world, vmid));
-            self.stage2.retain(|key, _| key & 0xffff != vmid);
+            self.stage2.retain(|key, _| *key != combined(world, vmid) && (!both || *key != vmid));
         }
         self.rig.invalidate(&all.commands);
     }
@@ -395,15 +395,14 @@ impl Duel {
     fn conflict(&mut self, answer: &Answer) -> bool {
         let tags = &answer.tags;
         let mut conflict = false;
-        if tags.ste.is_some() {
-            let known = self.stage2.entry(tags.vmid).or_insert(tags.ste);
-            conflict |= *known != tags.ste;
+        if tags.stage2.is_some() {
+            let known = self.stage2.entry(tags.vmid).or_insert(tags.stage2);
+            conflict |= *known != tags.stage2;
         }
         if tags.cd.is_some() {
             // Stage 1 of one VMID with and without a stage 2 cannot be told apart either.
-            let known =
-                self.stage2.entry(tags.vmid | tags.world << 32 | 1 << 48).or_insert(tags.ste);
-            conflict |= *known != tags.ste;
+            let known = self.stage2.entry(combined(tags.world, tags.vmid)).or_insert(tags.stage2);
+            conflict |= *known != tags.stage2;
             let all = (tags.world, tags.vmid, None);
             let one = (tags.world, tags.vmid, Some(tags.asid));
             let known = self.tags.entry(one).or_insert(tags.cd);
@@ -466,6 +465,11 @@ impl Duel {
         compare_completion(completion, address, found)
             .map_err(|what| format!("at {address:#x}, in the same span: {what}"))
     }
+}
+
+/// A key for stage 1 of a world and VMID, beside the VMIDs that are keys for stage 2.
+fn combined(world: u64, vmid: u64) -> u64 {
+    vmid | world << 32 | 1 << 48
 }
 
 /// A privileged read.

@@ -10,6 +10,7 @@ pub(crate) mod configuration;
 pub(crate) mod features;
 pub(crate) mod permissions;
 pub(crate) mod record;
+#[cfg(test)]
 mod tests;
 pub(crate) mod translate;
 pub(crate) mod walk;
@@ -116,7 +117,8 @@ pub(crate) struct Tags {
     pub asid: u64,
     /// A leaf without nG was met.
     pub global: bool,
-    pub ste: Option<[u64; 8]>,
+    /// The fields of the STE's stage 2.
+    pub stage2: Option<[u64; 3]>,
     pub cd: Option<[u64; 8]>,
 }
 

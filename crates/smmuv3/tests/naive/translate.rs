@@ -103,7 +103,7 @@ impl<M: Words> Naive<'_, M> {
         let mut tags = self.tags.get();
         tags.world = regime as u64;
         tags.vmid = if self.features.s2p && regime == Regime::El1 { ste.s2_vmid } else { 0 };
-        tags.ste = ste.stage2().then_some(ste.raw.0);
+        tags.stage2 = ste.stage2().then(|| ste.stage2_fields());
         self.tags.set(tags);
         regime
     }
