@@ -39,7 +39,7 @@ pub use attributes::Attributes;
 pub use cache::generation::StreamWorld;
 pub use cache::tlb::TlbSize;
 pub use explain::{Explanation, Step};
-pub use options::{Httu, Options, OptionsError, StallModel, Version};
+pub use options::{Httu, IdRegisters, Options, OptionsError, StallModel, Version};
 pub use pagetable::{Permissions, Shareability};
 pub use platform::{
     Abort, AtcCompletion, AtcInvalidate, Devices, Interrupts, Memory, PageResponse,

@@ -6,6 +6,9 @@
 use thiserror::Error;
 
 use crate::cache::tlb::TlbSize;
+#[cfg(test)]
+use crate::wire::register::Register;
+use crate::wire::register::{Aidr, Idr0, Idr1, Idr3, Idr5};
 
 /// The architecture version that `SMMU_AIDR` reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -462,6 +465,121 @@ impl Options {
             pagetable::Granule::K4 => self.gran4k,
             pagetable::Granule::K16 => self.gran16k,
             pagetable::Granule::K64 => self.gran64k,
+        }
+    }
+}
+
+/// The ID registers of an SMMU, as software reads them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct IdRegisters {
+    /// `SMMU_IDR0`.
+    pub idr0: u32,
+    /// `SMMU_IDR1`.
+    pub idr1: u32,
+    /// `SMMU_IDR3`.
+    pub idr3: u32,
+    /// `SMMU_IDR5`.
+    pub idr5: u32,
+    /// `SMMU_IIDR`.
+    pub iidr: u32,
+    /// `SMMU_AIDR`.
+    pub aidr: u32,
+}
+
+impl Options {
+    /// The SMMU that these ID registers describe, as far as this model has what it has: features
+    /// that are not modelled are left out. What no register says is as in [`everything`](Self::everything).
+    pub fn from_id_registers(registers: &IdRegisters) -> Self {
+        let idr0 = Idr0(registers.idr0);
+        let idr1 = Idr1(registers.idr1);
+        let idr3 = Idr3(registers.idr3);
+        let idr5 = Idr5(registers.idr5);
+        Self {
+            version: match Aidr(registers.aidr).minor() {
+                0 => Version::V3_0,
+                1 => Version::V3_1,
+                2 => Version::V3_2,
+                _ => Version::V3_3,
+            },
+            iidr: registers.iidr,
+            stage1: idr0.s1p(),
+            stage2: idr0.s2p(),
+            hyp: idr0.hyp(),
+            cohacc: idr0.cohacc(),
+            httu: match idr0.httu() {
+                0 => Httu::None,
+                1 => Httu::Access,
+                _ => Httu::AccessDirty,
+            },
+            asid16: idr0.asid16(),
+            vmid16: idr0.vmid16(),
+            msi: idr0.msi(),
+            sev: idr0.sev(),
+            ats: idr0.ats(),
+            ns1ats: idr0.ns1ats(),
+            pri: idr0.pri(),
+            cd2l: idr0.cd2l(),
+            atsrecerr: idr0.atsrecerr(),
+            stall_model: match idr0.stall_model() {
+                0b00 => StallModel::Both,
+                0b10 => StallModel::StallOnly,
+                _ => StallModel::TerminateOnly,
+            },
+            abort_only: idr0.term_model(),
+            two_level_stream_table: idr0.st_level() == 1,
+            sid_bits: idr1.sid_size().min(32),
+            ssid_bits: idr1.ssid_size().min(20),
+            cmdq_log2: idr1.cmdqs().min(19),
+            eventq_log2: idr1.eventqs().min(19),
+            priq_log2: idr1.priqs().min(19),
+            attr_types_ovr: idr1.attr_types_ovr(),
+            attr_perms_ovr: idr1.attr_perms_ovr(),
+            had: idr3.had(),
+            xnx: idr3.xnx(),
+            pps: idr3.pps(),
+            fwb: idr3.fwb(),
+            stt: idr3.stt(),
+            ril: idr3.ril(),
+            bbml: idr3.bbml(),
+            e0pd: idr3.e0pd(),
+            ptwnnc: idr3.ptwnnc(),
+            oas: crate::wire::address_bits(idr5.oas()).min(52) as u8,
+            gran4k: idr5.gran4k(),
+            gran16k: idr5.gran16k(),
+            gran64k: idr5.gran64k(),
+            va52: idr5.vax() != 0,
+            ds: idr5.ds(),
+            stall_max: idr5.stall_max(),
+            ..Self::everything()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn id_registers_say_what_an_smmu_is() {
+        for preset in [
+            Options::everything(),
+            Options::linux_host(),
+            Options::mmu600(),
+            Options::mmu700(),
+            Options::minimal(),
+        ] {
+            let front = crate::front::Front::new(&preset);
+            let word = |register| front.word(register);
+            let registers = IdRegisters {
+                idr0: word(Register::Idr0),
+                idr1: word(Register::Idr1),
+                idr3: word(Register::Idr3),
+                idr5: word(Register::Idr5),
+                iidr: word(Register::Iidr),
+                aidr: word(Register::Aidr),
+            };
+            let found = Options::from_id_registers(&registers);
+            assert_eq!(Options { reset_abort: preset.reset_abort, ..found }, preset);
         }
     }
 }
