@@ -69,7 +69,6 @@ fn every_t0sz_is_legal_or_not_as_the_specification_says() {
 }
 
 /// `STES2T0SZInvalid`, and the A-profile's `S2InvalidSL` and `S2InconsistentSL`.
-#[expect(clippy::match_same_arms, reason = "in the order of the architecture's table")]
 fn stage2_is_legal(options: &Options, page: u32, ds: bool, sl: (u64, u64), t0sz: u32) -> bool {
     let (sl2, sl0) = sl;
     let oas = u32::from(options.oas);
