@@ -418,8 +418,10 @@ fn split_stage_leaves_stage_2_to_the_smmu() {
     m.ram.set(entry, m.ram.get(entry) & !pte::S2_WRITE);
     m.tlbi_all();
     let write = Transaction { write: true, ..translated(3, GUEST + OUT + 0x678) };
-    let record = m.fault(&write);
+    // Whatever it claims, a translated transaction is unprivileged data.
+    let record = m.fault(&Transaction { privileged: true, instruction: true, ..write });
     assert_eq!(record.get(event::NUMBER), F_PERMISSION);
+    assert_eq!((record.get(event::PNU), record.get(event::IND)), (0, 0));
     assert_eq!((record.get(event::S2), record.get(event::CLASS)), (1, CLASS_IN));
     assert_eq!(record.get_address(event::IPA), GUEST + OUT);
     // And the request grants what both stages permit.

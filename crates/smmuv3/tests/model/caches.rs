@@ -240,3 +240,32 @@ fn address_spaces_are_apart() {
         }
     }
 }
+
+/// A guest's tables are in memory that stage 2 maps in blocks, of which it later makes pages.
+#[test]
+fn tables_behind_stage_2_blocks_are_found_before_and_after_the_block_is_split() {
+    let mut m = Machine::everything();
+    let (nested, second) = m.nested(3, 1, 1);
+    m.map(&nested.tables, 0x5000, GUEST + OLD);
+    let pages: Vec<(u64, u64)> = (0..2)
+        .map(|n| {
+            let at = m.entry(&second, GUEST + (n << 21), 2);
+            let table = m.ram.get(at);
+            m.ram.set(at, n << 21 | pte::S2_RW & !pte::PAGE | pte::BLOCK);
+            (at, table)
+        })
+        .collect();
+    let leaf = m.entry(&nested.tables, 0x5000, 3);
+    let finish = cmd::tlbi(cmd::TLBI_NH_ALL, 1, 0);
+    for _ in 0..2 {
+        assert_eq!(m.output(3, 0x5008), OLD + 8);
+        m.run(&[cmd::tlbi_va(cmd::TLBI_S2_IPA, 1, 0, GUEST + (leaf & !0xfff)), finish]);
+    }
+    pages.iter().for_each(|(at, table)| m.ram.set(*at, *table));
+    let split = [0, 1].map(|n| cmd::tlbi_va(cmd::TLBI_S2_IPA, 1, 0, GUEST + (n << 21)));
+    m.run(&[split[0], split[1], finish]);
+    assert_eq!(m.output(3, 0x5008), OLD + 8);
+    m.ram.set(m.entry(&second, GUEST + leaf, 3), 0);
+    m.run(&[cmd::tlbi_va(cmd::TLBI_S2_IPA, 1, 0, GUEST + (leaf & !0xfff)), finish]);
+    m.read_faults(3, 0x5008, F_TRANSLATION);
+}

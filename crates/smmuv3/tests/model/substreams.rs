@@ -277,3 +277,29 @@ fn streams_of_el2_are_a_world_of_their_own() {
         }
     }
 }
+
+/// §5.2.2, `IgnoreSTESTRW`: where STRW does not count, reserved values are not ILLEGAL.
+#[test]
+fn the_world_is_ignored_where_stage_1_alone_does_not_translate() {
+    for strw in 0..4 {
+        let mut m = Machine::everything();
+        let (nested, second) = m.nested(3, 1, 1);
+        m.map(&nested.tables, 0x5000, GUEST + OUT);
+        m.set_ste(3, nested.ste.with(ste::STRW, strw));
+        assert_eq!(m.output(3, 0x5008), OUT + 8, "nested, STRW {strw:#b}");
+        // Tagged as NS-EL1, and invalidated as such.
+        m.ram.set(m.entry(&nested.tables, 0x5000, 3), 0);
+        m.run(&[cmd::tlbi_va(cmd::TLBI_NH_VA, 1, 1, 0x5000)]);
+        m.read_faults(3, 0x5008, F_TRANSLATION);
+        m.map2(&second, 0x5000, OUT);
+        m.set_ste(3, nested.ste.with(ste::CONFIG, ste::STAGE2).with(ste::STRW, strw));
+        assert_eq!(m.output(3, 0x5008), OUT + 8, "stage 2, STRW {strw:#b}");
+        m.set_ste(3, ste::new(ste::BYPASS).with(ste::STRW, strw));
+        assert_eq!(m.output(3, 0x5008), 0x5008, "bypass, STRW {strw:#b}");
+        let mut m = Machine::booted(Options { hyp: false, ..Options::everything() });
+        let one = m.stage1(3, 1);
+        m.map(&one.tables, 0x5000, OUT);
+        m.set_ste(3, one.ste.with(ste::STRW, strw));
+        assert_eq!(m.output(3, 0x5008), OUT + 8, "without EL2, STRW {strw:#b}");
+    }
+}
