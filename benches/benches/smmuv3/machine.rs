@@ -8,7 +8,7 @@ use smmuv3::wire::{Cd, Command, Ste};
 use smmuv3::{Abort, Membarrier, Memory, Options, Smmu};
 
 pub(crate) const PAGE: u64 = 0x1000;
-const STRTAB: u64 = 0x10_0000;
+pub(crate) const STRTAB: u64 = 0x10_0000;
 const CDS: u64 = 0x11_0000;
 const CMDQ: u64 = 0x12_0000;
 const TABLES: u64 = 0x40_0000;

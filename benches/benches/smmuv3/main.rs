@@ -14,6 +14,7 @@ fn main() {
     let mut report = Report::new("smmuv3", 9);
     translate::hits(&mut report);
     translate::misses(&mut report);
+    translate::misses_in_guest_memory(&mut report);
     access::reads(&mut report);
     invalidate::commands(&mut report);
     invalidate::threads(&mut report);

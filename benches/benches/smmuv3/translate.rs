@@ -9,9 +9,12 @@ use smmu::SMMU;
 use smmu::types::{
     AccessType, IOVA, PA, PASID, PagePermissions, SecurityState, StreamConfig, StreamID,
 };
+use smmuv3::vm_memory::GuestRam;
+use smmuv3::wire::{Cd, Ste};
 use smmuv3::{Memory, Transaction};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::machine::{Machine, PAGE, Ram, Stages};
+use crate::machine::{Machine, PAGE, Ram, STRTAB, Stages};
 
 const COUNT: u64 = 1 << 16;
 const TARGET: u64 = 0x800_0000;
@@ -189,5 +192,48 @@ pub(crate) fn misses(report: &mut Report) {
     });
     race.goal("stage 1", Goal::Within("raw walk, 4 loads", 3.0));
     race.goal("both stages", Goal::Within("raw nested walk, 24 loads", 0.5));
+    report.run(race);
+}
+
+/// What a VMM without caches does for each access: STE, CD and four descriptors from guest memory.
+fn reread(ram: &GuestMemoryMmap, root: u64, address: u64) -> Option<u64> {
+    let ste: [u64; 8] = ram.read_obj(GuestAddress(STRTAB + 64)).ok()?;
+    let cd: [u64; 8] = ram.read_obj(GuestAddress(Ste(ste).s1_context_ptr())).ok()?;
+    if !Ste(ste).v() || !Cd(cd).v() || Cd(cd).ttb0() != root {
+        return None;
+    }
+    let mut table = Cd(cd).ttb0();
+    for shift in [39, 30, 21, 12] {
+        let at = GuestAddress(table + ((address >> shift) & 511) * 8);
+        let descriptor: u64 = ram.read_obj(at).ok()?;
+        if descriptor & 3 != 3 {
+            return None;
+        }
+        table = descriptor & 0xffff_ffff_f000;
+    }
+    Some(table | address & 0xfff)
+}
+
+pub(crate) fn misses_in_guest_memory(report: &mut Report) {
+    let pages = 65_536;
+    let ram = TARGET + pages * PAGE;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), ram as usize)]).expect("RAM");
+    let machine = Machine::new(GuestRam(memory.clone()), ram, Stages::One, pages, TARGET);
+    let requester = RefCell::new(machine.smmu.requester());
+    let mut race = Race::new(format!("translation in GuestMemoryMmap, miss, {pages} pages"), COUNT);
+    race.enter("stage 1", || {
+        let mut requester = requester.borrow_mut();
+        addresses(pages, |a| {
+            black_box(
+                requester.begin().translate(&Transaction::read(1, a)).map_or(0, |to| to.address),
+            );
+        });
+    });
+    race.enter("STE, CD and tables each time", || {
+        addresses(pages, |a| {
+            black_box(reread(&memory, machine.roots[0], a));
+        });
+    });
+    race.goal("stage 1", Goal::FasterThan("STE, CD and tables each time", 8.0));
     report.run(race);
 }

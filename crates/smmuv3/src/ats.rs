@@ -3,9 +3,10 @@
 use crate::config::{Context, Eats};
 use crate::fault::Fault;
 use crate::platform::Memory;
-use crate::requester::{Refused, Transaction, Translation, origin};
+use crate::resolve::origin;
 use crate::smmu::Smmu;
 use crate::sync::Fence;
+use crate::transaction::{Refused, Transaction, Translation};
 use crate::translate::{Walker, Wanted};
 use crate::wire::{Class, Event, EventKind, Rwx};
 

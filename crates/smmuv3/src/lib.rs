@@ -4,7 +4,7 @@
 //!
 //! [`wire`] knows encodings and nothing else. `registers` is the bus; `front` the state behind it, with `commands` (the
 //! SMMU as consumer) and `queues` (as producer). `fetch` finds STEs and CDs, `config` decodes them into a context once,
-//! `translate` walks; a fault is neutral until `requester` turns it into an event. `cache` remembers: `slot` is an
+//! `translate` walks; a fault is neutral until `resolve` turns it into an event. `cache` remembers: `slot` is an
 //! entry read without a lock, `generation` forgets address spaces in constant time, `in_flight` is why a `CMD_SYNC`
 //! means what it says.
 #![forbid(unsafe_code)]
@@ -26,9 +26,11 @@ mod platform;
 mod queues;
 mod registers;
 mod requester;
+mod resolve;
 mod smmu;
 mod state;
 mod sync;
+mod transaction;
 mod translate;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
@@ -46,9 +48,10 @@ pub use platform::{
     PageResponseCode, Resume, Wire,
 };
 pub use registers::REGISTER_FILE_SIZE;
-pub use requester::{Refused, Requester, Transaction, Transfer, Translation};
+pub use requester::{Requester, Transfer};
 pub use smmu::Smmu;
 pub use state::{RestoreError, StalledState, State};
 #[cfg(all(feature = "membarrier", target_os = "linux"))]
 pub use sync::Membarrier;
 pub use sync::{Fence, SeqCst};
+pub use transaction::{Refused, Transaction, Translation};

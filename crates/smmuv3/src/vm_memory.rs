@@ -15,9 +15,10 @@ use vm_memory::{
 };
 
 use crate::platform::{Abort, Memory};
-use crate::requester::{Requester, Transaction};
+use crate::requester::Requester;
 use crate::smmu::Smmu;
 use crate::sync::{Fence, SeqCst};
+use crate::transaction::Transaction;
 
 /// Guest memory as the SMMU's physical address space. What is in no region aborts; to give MSIs a
 /// doorbell, wrap this in a [`Memory`] that catches its address.

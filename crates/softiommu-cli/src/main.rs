@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod decode;
+mod explain;
 mod library;
 mod program;
 mod run;
@@ -27,6 +28,7 @@ struct Cli {
 enum Command {
     Run(run::Run),
     Decode(decode::Decode),
+    Explain(explain::Explain),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +41,14 @@ fn main() -> ExitCode {
         }
         Command::Decode(decode) => match decode.run() {
             Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("softiommu: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Explain(explain) => match explain.run() {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(3),
             Err(error) => {
                 eprintln!("softiommu: {error}");
                 ExitCode::FAILURE

@@ -3,21 +3,28 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use smmuv3::wire::Event;
-use smmuv3::{Attributes, Options, Refused, Shareability, Transaction, Translation};
+use smmuv3::{AtsError, AtsRequest, AtsTranslation, Options, Refused, Transaction, Translation};
 
 use super::dice::Dice;
 use super::live::{Invalidation, Issued, invalidation};
 use super::plan::Plan;
 use super::rig::Rig;
+use super::verdict::{
+    compare_completion, compare_end, compare_explained, compare_record, compare_updates, in_mair,
+};
+use crate::naive::ats::Completion;
 use crate::naive::attributes::{Attributes as NaiveAttributes, Cache, Hints, Memory, Share};
-use crate::naive::{Answer, End, Incoming, Read, Role, Words, answer};
+use crate::naive::{
+    Answer, End, Incoming, Read, Role, Words, answer, answer_request, answer_translated,
+};
 
 /// What came of many cases.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Tally {
     pub cases: u64,
     pub translated: u64,
+    /// Translation Requests that were granted something.
+    pub granted: u64,
     pub events: u64,
     pub stalls: u64,
     pub updates: u64,
@@ -40,7 +47,9 @@ pub(crate) struct Difference {
     pub what: String,
     incoming: Incoming,
     answer: Answer,
-    found: Result<Translation, Refused>,
+    kind: Kind,
+    completion: Option<Completion>,
+    found: Found,
     record: Option<[u64; 4]>,
     log: Vec<(u64, u64)>,
     plan: Plan,
@@ -53,7 +62,7 @@ impl fmt::Debug for Difference {
         writeln!(f, "{}", self.what)?;
         writeln!(f, "seed {:#x} case {}", self.seed, self.case)?;
         writeln!(f, "{:#x?}", self.incoming)?;
-        writeln!(f, "naive: {:x?}", self.answer.end)?;
+        writeln!(f, "naive to {:?}: {:x?} {:x?}", self.kind, self.answer.end, self.completion)?;
         writeln!(f, "model: {:x?}", self.found)?;
         writeln!(f, "naive record: {:x?}", self.answer.record.map(|record| record.words))?;
         writeln!(f, "model record: {:x?}", self.record)?;
@@ -65,13 +74,31 @@ impl fmt::Debug for Difference {
     }
 }
 
+/// How the SMMU is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// By an ordinary transaction.
+    Ordinary,
+    /// By one whose address ATS has translated.
+    Translated,
+    /// By an ATS Translation Request.
+    Request,
+}
+
+/// What the model says.
+#[derive(Clone, Copy, Debug)]
+enum Found {
+    Transaction(Result<Translation, Refused>),
+    Request(Result<AtsTranslation, AtsError>),
+}
+
 /// An SMMU of some kind under examination.
 pub(crate) struct Duel {
     rig: Rig,
     pub(crate) tally: Tally,
     /// The configuration that each tag stands for since the last invalidation.
     tags: HashMap<(u64, u64, Option<u64>), Option<[u64; 8]>>,
-    stage2: HashMap<u64, Option<[u64; 8]>>,
+    stage2: HashMap<u64, Option<[u64; 3]>>,
     /// Descriptors were updated since.
     updated: bool,
     /// What caches may remember.
@@ -123,7 +150,12 @@ impl Duel {
             }
             for _ in 0..2 {
                 self.tally.cases += 1;
-                self.case(&plan, &incoming, probe).map_err(|mut difference| {
+                let kind = match probe >> 8 & 0xf {
+                    0 | 1 if self.rig.features.ats => Kind::Translated,
+                    2 | 3 if self.rig.features.ats => Kind::Request,
+                    _ => Kind::Ordinary,
+                };
+                self.case(&plan, kind, &incoming, probe).map_err(|mut difference| {
                     difference.case = case;
                     difference
                 })?;
@@ -206,9 +238,9 @@ impl Duel {
         if all.commands.len() > 50 {
             return self.flush();
         }
-        for (world, vmid) in all.forgotten {
+        for (world, vmid, both) in all.forgotten {
             self.tags.retain(|(w, v, _), _| (*w, *v) != (world, vmid));
-            self.stage2.retain(|key, _| key & 0xffff != vmid);
+            self.stage2.retain(|key, _| *key != combined(world, vmid) && (!both || *key != vmid));
         }
         self.rig.invalidate(&all.commands);
     }
@@ -228,13 +260,14 @@ impl Duel {
     fn case(
         &mut self,
         plan: &Plan,
+        kind: Kind,
         incoming: &Incoming,
         probe: u64,
     ) -> Result<(), Box<Difference>> {
-        let mut outcome = self.attempt(plan, incoming, probe);
+        let mut outcome = self.attempt(plan, kind, incoming, probe);
         if outcome.is_err() && self.updated {
             self.flush();
-            outcome = self.attempt(plan, incoming, probe);
+            outcome = self.attempt(plan, kind, incoming, probe);
             self.tally.stale += u64::from(outcome.is_ok());
         }
         outcome
@@ -244,13 +277,48 @@ impl Duel {
         answer(&self.rig.features, &self.rig.registers, &*self.rig.ram, incoming)
     }
 
+    fn completion(&self, incoming: &Incoming) -> (Completion, Answer) {
+        answer_request(&self.rig.features, &self.rig.registers, &*self.rig.ram, incoming)
+    }
+
+    fn naive(&self, kind: Kind, incoming: &Incoming) -> (Option<Completion>, Answer) {
+        let Rig { features, registers, ram, .. } = &self.rig;
+        match kind {
+            Kind::Ordinary => (None, self.answer(incoming)),
+            Kind::Translated => (None, answer_translated(features, registers, &**ram, incoming)),
+            Kind::Request => {
+                let (completion, answer) = self.completion(incoming);
+                (Some(completion), answer)
+            }
+        }
+    }
+
+    fn model(&mut self, kind: Kind, incoming: &Incoming) -> Found {
+        let ordinary = transaction(incoming);
+        match kind {
+            Kind::Ordinary => Found::Transaction(self.rig.translate(&ordinary)),
+            Kind::Translated => Found::Transaction(
+                self.rig.translate(&Transaction { translated: true, ..ordinary }),
+            ),
+            Kind::Request => Found::Request(self.rig.ats_request(&AtsRequest {
+                stream_id: incoming.stream,
+                substream_id: incoming.substream,
+                address: incoming.address,
+                no_write: !incoming.write,
+                privileged: incoming.privileged,
+                execute: incoming.instruction,
+            })),
+        }
+    }
+
     fn attempt(
         &mut self,
         plan: &Plan,
+        kind: Kind,
         incoming: &Incoming,
         probe: u64,
     ) -> Result<(), Box<Difference>> {
-        let answer = self.answer(incoming);
+        let (completion, answer) = self.naive(kind, incoming);
         if answer.unpredictable {
             self.tally.unpredictable += 1;
             return Ok(());
@@ -260,11 +328,10 @@ impl Duel {
             self.flush();
             self.conflict(&answer);
         }
-        let transaction = transaction(incoming);
         // An explanation updates nothing, so it cannot know that an update is refused.
-        let explained =
-            (probe % 16 == 5 && plan.rom.0 == 0).then(|| self.rig.explain(&transaction).0);
-        let found = self.rig.translate(&transaction);
+        let explained = (kind == Kind::Ordinary && probe % 16 == 5 && plan.rom.0 == 0)
+            .then(|| self.rig.explain(&transaction(incoming)).0);
+        let found = self.model(kind, incoming);
         let (count, record) = self.rig.events();
         let log = self.rig.ram.take_log();
         self.updated |= !log.is_empty();
@@ -273,7 +340,6 @@ impl Duel {
         if let Some(record) = record {
             *self.tally.kinds.entry(record[0] & 0xff).or_default() += 1;
         }
-        self.tally.translated += u64::from(found.is_ok());
         if plan.live {
             self.history.push(Issued {
                 stream: incoming.stream,
@@ -283,12 +349,26 @@ impl Duel {
                 trace: answer.trace.clone(),
             });
         }
-        let verdict = compare_end(&answer, &found)
-            .and_then(|()| compare_record(&answer, &found, count, record))
+        let verdict = match (&found, completion) {
+            (Found::Transaction(found), _) => {
+                self.tally.translated += u64::from(found.is_ok());
+                compare_end(&answer, found)
+                    .and_then(|()| compare_record(&answer, found, count, record))
+                    .and_then(|()| self.compare_length(kind, incoming, found, probe))
+            }
+            (Found::Request(found), Some(completion)) => {
+                let granted = found.is_ok_and(|found| found.read || found.write);
+                self.tally.granted += u64::from(granted);
+                compare_completion(completion, incoming.address, found)
+                    .and_then(|()| compare_record(&answer, &Err(Refused::Abort), count, record))
+                    .and_then(|()| self.compare_span(incoming, found, probe))
+            }
+            (Found::Request(_), None) => Err("no completion".into()),
+        };
+        let verdict = verdict
             .and_then(|()| compare_updates(&answer, &log))
-            .and_then(|()| self.compare_length(incoming, &found, probe))
             .and_then(|()| explained.map_or(Ok(()), |said| compare_explained(&answer, &said)));
-        if let Err(Refused::Stalled { stag }) = found {
+        if let Found::Transaction(Err(Refused::Stalled { stag })) = found {
             self.tally.stalls += 1;
             self.rig.resume(incoming.stream, stag);
         }
@@ -299,11 +379,13 @@ impl Duel {
                 what,
                 incoming: *incoming,
                 answer,
+                kind,
+                completion,
                 found,
                 record,
                 log,
                 plan: plan.clone(),
-                explanation: self.rig.explain(&transaction).1.to_string(),
+                explanation: self.rig.explain(&transaction(incoming)).1.to_string(),
             })
         })
     }
@@ -313,15 +395,14 @@ impl Duel {
     fn conflict(&mut self, answer: &Answer) -> bool {
         let tags = &answer.tags;
         let mut conflict = false;
-        if tags.ste.is_some() {
-            let known = self.stage2.entry(tags.vmid).or_insert(tags.ste);
-            conflict |= *known != tags.ste;
+        if tags.stage2.is_some() {
+            let known = self.stage2.entry(tags.vmid).or_insert(tags.stage2);
+            conflict |= *known != tags.stage2;
         }
         if tags.cd.is_some() {
             // Stage 1 of one VMID with and without a stage 2 cannot be told apart either.
-            let known =
-                self.stage2.entry(tags.vmid | tags.world << 32 | 1 << 48).or_insert(tags.ste);
-            conflict |= *known != tags.ste;
+            let known = self.stage2.entry(combined(tags.world, tags.vmid)).or_insert(tags.stage2);
+            conflict |= *known != tags.stage2;
             let all = (tags.world, tags.vmid, None);
             let one = (tags.world, tags.vmid, Some(tags.asid));
             let known = self.tags.entry(one).or_insert(tags.cd);
@@ -337,6 +418,7 @@ impl Duel {
     /// The length says up to where the translation holds: its last byte must be translated alike.
     fn compare_length(
         &self,
+        kind: Kind,
         incoming: &Incoming,
         found: &Result<Translation, Refused>,
         probe: u64,
@@ -356,12 +438,38 @@ impl Duel {
         let Some(address) = incoming.address.checked_add(further) else {
             return Err("length wraps".into());
         };
-        let last = self.answer(&Incoming { address, ..*incoming });
+        let (_, last) = self.naive(kind, &Incoming { address, ..*incoming });
         match last.end {
             End::Done { pa, .. } if pa == translation.address + further => Ok(()),
             other => Err(format!("{further:#x} bytes further on: {other:x?}")),
         }
     }
+
+    /// Everything in the span of a Translation Completion is granted alike.
+    fn compare_span(
+        &self,
+        incoming: &Incoming,
+        found: &Result<AtsTranslation, AtsError>,
+        probe: u64,
+    ) -> Result<(), String> {
+        let Ok(translation) = found else { return Ok(()) };
+        if !probe.is_multiple_of(4) || !(translation.read || translation.write) {
+            return Ok(());
+        }
+        let offset = (1 << translation.size_log2) - 1;
+        let address = incoming.address & !offset | probe & offset;
+        let (completion, answer) = self.completion(&Incoming { address, ..*incoming });
+        if answer.unpredictable {
+            return Ok(());
+        }
+        compare_completion(completion, address, found)
+            .map_err(|what| format!("at {address:#x}, in the same span: {what}"))
+    }
+}
+
+/// A key for stage 1 of a world and VMID, beside the VMIDs that are keys for stage 2.
+fn combined(world: u64, vmid: u64) -> u64 {
+    vmid | world << 32 | 1 << 48
 }
 
 /// A privileged read.
@@ -369,88 +477,6 @@ fn probe((stream, substream): (u32, Option<u32>), address: u64) -> Incoming {
     let attributes = NaiveAttributes::of_mair(0xff, 0b11);
     let (write, privileged, instruction) = (false, true, false);
     Incoming { stream, substream, address, write, privileged, instruction, attributes }
-}
-
-fn compare_end(answer: &Answer, found: &Result<Translation, Refused>) -> Result<(), String> {
-    match (answer.end, found) {
-        (End::Done { pa, attributes, privileged, instruction }, Ok(translation)) => {
-            if pa != translation.address {
-                return Err("addresses differ".into());
-            }
-            if (privileged, instruction) != (translation.privileged, translation.instruction) {
-                return Err("overrides differ".into());
-            }
-            let expected = in_mair(attributes);
-            if !answer.vague && expected != translation.attributes {
-                return Err(format!("attributes differ: {expected:x?} expected"));
-            }
-            Ok(())
-        }
-        (End::Abort, Err(Refused::Abort))
-        | (End::RazWi, Err(Refused::RazWi))
-        | (End::Stall, Err(Refused::Stalled { .. })) => Ok(()),
-        _ => Err("ends differ".into()),
-    }
-}
-
-fn compare_record(
-    answer: &Answer,
-    found: &Result<Translation, Refused>,
-    count: u32,
-    record: Option<[u64; 4]>,
-) -> Result<(), String> {
-    match (answer.record, record) {
-        (None, None) => Ok(()),
-        (Some(expected), Some(record)) if count == 1 => {
-            for (n, word) in record.iter().enumerate() {
-                if (expected.words[n] ^ word) & expected.known[n] != 0 {
-                    return Err(format!("word {n} of the record differs"));
-                }
-            }
-            match found {
-                Err(Refused::Stalled { stag }) if u64::from(*stag) != record[1] & 0xffff => {
-                    Err("STAG differs".into())
-                }
-                _ => Ok(()),
-            }
-        }
-        _ => Err(format!("{count} records")),
-    }
-}
-
-/// The model's explanation of what it would do agrees with the naive SMMU, too.
-fn compare_explained(answer: &Answer, said: &Result<Translation, Event>) -> Result<(), String> {
-    match (answer.end, answer.record, said) {
-        (End::Done { .. }, _, Ok(translation)) => compare_end(answer, &Ok(*translation)),
-        (End::Abort | End::RazWi | End::Stall, None, Err(_)) => Ok(()),
-        (_, Some(expected), Err(event)) => {
-            let (said, mut known) = (event.encode(), expected.known);
-            // Nothing stalls for an explanation.
-            known[1] &= !(1 << 31);
-            let differs = |n: usize| (expected.words[n] ^ said[n]) & known[n] != 0;
-            if (0..4).any(differs) { Err(format!("explained by {event}")) } else { Ok(()) }
-        }
-        _ => Err(format!("explained by {said:x?}")),
-    }
-}
-
-/// All that must be updated was, and nothing but what may be.
-fn compare_updates(answer: &Answer, log: &[(u64, u64)]) -> Result<(), String> {
-    let last = |address: u64| log.iter().rfind(|(at, _)| *at == address).map(|(_, word)| *word);
-    for (n, update) in answer.must.iter().enumerate() {
-        let again = answer.must[n + 1..].iter().any(|later| later.address == update.address);
-        let perhaps = answer.may.iter().any(|may| may.address == update.address);
-        if !again && !perhaps && last(update.address) != Some(update.value) {
-            return Err(format!("no update of {:#x} to {:#x}", update.address, update.value));
-        }
-    }
-    for (address, word) in log {
-        let mut allowed = answer.must.iter().chain(&answer.may);
-        if !allowed.any(|update| (update.address, update.value) == (*address, *word)) {
-            return Err(format!("update of {address:#x} to {word:#x}"));
-        }
-    }
-    Ok(())
 }
 
 fn transaction(incoming: &Incoming) -> Transaction {
@@ -474,28 +500,4 @@ fn incoming_attributes(d: &mut Dice) -> NaiveAttributes {
         return NaiveAttributes { memory, share: Share::Inner };
     }
     NaiveAttributes::of_mair(d.bits(8), d.bits(2)).consistent()
-}
-
-/// As the model's interface has them: a byte as in MAIR.
-fn in_mair(attributes: NaiveAttributes) -> Attributes {
-    let nibble = |(cache, hints): (Cache, Hints)| {
-        let rw = u8::from(hints.read) << 1 | u8::from(hints.write);
-        match (cache, hints.transient) {
-            (Cache::Nc, _) => 0b0100,
-            (Cache::Wt, true) => rw,
-            (Cache::Wb, true) => 0b0100 | rw,
-            (Cache::Wt, false) => 0b1000 | rw,
-            (Cache::Wb, false) => 0b1100 | rw,
-        }
-    };
-    let memory = match attributes.memory {
-        Memory::Device(kind) => (kind << 2) as u8,
-        Memory::Normal([inner, outer]) => nibble(outer) << 4 | nibble(inner),
-    };
-    let shareability = match attributes.share {
-        Share::Non => Shareability::NonShareable,
-        Share::Inner => Shareability::Inner,
-        Share::Outer => Shareability::Outer,
-    };
-    Attributes { memory, shareability }
 }

@@ -20,8 +20,8 @@ pub(crate) struct Issued {
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Invalidation {
     pub commands: Vec<[u64; 2]>,
-    /// World and VMID of which nothing remains.
-    pub forgotten: Vec<(u64, u64)>,
+    /// World and VMID of which nothing remains, or, if not both, nothing of stage 1.
+    pub forgotten: Vec<(u64, u64, bool)>,
 }
 
 /// What one transaction needs after the words in `changed` have changed.
@@ -113,14 +113,27 @@ impl Maker<'_> {
     /// All translations of the stream's VM, or of EL2.
     fn all(&mut self) {
         let (stage1, stage2) = (self.features.s1p, self.features.s2p);
-        match self.d.below(3) {
-            _ if self.el2() => self.push(0x20, 0),
-            0 if stage2 => self.push(0x28 | self.vmid(), 0),
-            _ if stage1 && self.issued.tags.ste.is_none() => self.push(0x10 | self.vmid(), 0),
-            _ if stage2 => self.push(0x28 | self.vmid(), 0),
-            _ => self.push(0x30, 0),
-        }
-        self.made.forgotten.push((self.issued.tags.world, self.issued.tags.vmid));
+        let tags = &self.issued.tags;
+        let (world, vmid) = (tags.world, tags.vmid);
+        let both = match self.d.below(3) {
+            _ if self.el2() => {
+                self.push(0x20, 0);
+                false
+            }
+            1 | 2 if stage1 && tags.stage2.is_none() => {
+                self.push(0x10 | self.vmid(), 0);
+                false
+            }
+            _ if stage2 => {
+                self.push(0x28 | self.vmid(), 0);
+                true
+            }
+            _ => {
+                self.push(0x30, 0);
+                true
+            }
+        };
+        self.made.forgotten.push((world, vmid, both));
     }
 
     /// A stage 1 descriptor: by VA, ASID, or more.

@@ -5,7 +5,8 @@
 //! * [`ram`]: the memory itself: the plan's words, what was written over them, holes, queues.
 //! * [`rig`]: the model under test, driven through registers, queues and transactions.
 //! * [`live`]: software changes its tables and invalidates no more than it must.
-//! * [`duel`]: both SMMUs on the same transactions, and the comparison.
+//! * [`duel`]: both SMMUs on the same transactions.
+//! * [`verdict`]: the comparison.
 
 pub(crate) mod dice;
 pub(crate) mod duel;
@@ -13,3 +14,4 @@ pub(crate) mod live;
 pub(crate) mod plan;
 pub(crate) mod ram;
 pub(crate) mod rig;
+pub(crate) mod verdict;

@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     contiguous: bool,
     globals: bool,
     restricted: bool,
+    /// Streams share VMIDs, stage 2 and CDs.
+    shared: bool,
     /// Address bits under which the pool is there once more.
     alias: u64,
     /// Ranges of the pool that abort, and that refuse updates.
@@ -56,6 +58,7 @@ pub(crate) struct Plan {
     pub strtab_base_cfg: u32,
     pub cr2: u32,
     pub gbpa: u32,
+    pub atschk: bool,
     pub enabled: bool,
     /// Software changes its tables as it goes.
     pub live: bool,
@@ -105,6 +108,7 @@ impl Plan {
             contiguous,
             globals: d.chance(300),
             restricted: d.chance(400),
+            shared: d.chance(350),
             alias: d.pick(&[
                 0,
                 0,
@@ -124,7 +128,8 @@ impl Plan {
             rom,
             strtab_base: (POOL + part * PART + low) | d.bits(1) << 62,
             strtab_base_cfg: (log2size | split << 6 | fmt << 16) as u32,
-            cr2: d.bits(2) as u32,
+            cr2: (d.bits(2) | d.bits(1) << 3) as u32,
+            atschk: f.ats && d.chance(600),
             gbpa: (d.bits(21) & 0x000f_3f1f) as u32 | u32::from(d.chance(200)) << 20,
             enabled: d.chance(980),
             // Hardware updates and contiguous groups would leave open what caches may hold.
@@ -229,7 +234,8 @@ impl Plan {
         let pointer = if two_level {
             POOL + LEVEL1 * PART + PART / 2 + d.bits(14)
         } else {
-            POOL + d.within(CDS, LEVEL1 - 1) * PART + d.bits(16)
+            let offset = if self.shared { d.below(2) << (cdmax + 6) } else { d.bits(16) };
+            POOL + d.within(CDS, LEVEL1 - 1) * PART + offset
         };
         let lowest = if two_level { 6.max(cdmax as i64 - 3) } else { cdmax as i64 + 6 };
         let pointer = pointer >> lowest << lowest | self.aliased(d, 30);
@@ -239,9 +245,8 @@ impl Plan {
         s.set(66, 6, d.bits(6));
         s.set(76, 1, d.bits(1));
         s.set(83, 5, d.bits(5));
-        s.set(89, 1, u64::from(d.chance(300)));
         s.set(91, 1, u64::from(f.stall_model == 0 && d.chance(100)));
-        s.set(92, 2, d.pick(&[0, 0, 0, 0, 0, 1]));
+        s.set(92, 2, d.pick(&[0, 0, 1, if config == 0b111 && !f.ns1ats { 2 } else { 1 }]));
         s.set(94, 2, d.pick(&[0, 0, 0, 2]));
         if d.chance(400) {
             // Overrides of attributes.
@@ -252,9 +257,15 @@ impl Plan {
         } else {
             s.set(108, 2, 0b01);
         }
-        let vmid = Self::slot(address);
-        s.set(128, 16, if f.vmid16 { vmid } else { vmid & 0xff });
-        self.stage2(d, &mut s);
+        if self.shared {
+            let vmid = address / 64 % 3;
+            s.set(128, 16, vmid);
+            self.stage2(&mut Dice::new(self.seed, vmid), &mut s);
+        } else {
+            let vmid = Self::slot(address);
+            s.set(128, 16, if f.vmid16 { vmid } else { vmid & 0xff });
+            self.stage2(d, &mut s);
+        }
         if broken && !d.chance(200) {
             // Something, anything.
             let at = d
@@ -276,6 +287,7 @@ impl Plan {
 
     fn stage2(&self, d: &mut Dice, s: &mut Fields) {
         let f = &self.features;
+        s.set(89, 1, u64::from(d.chance(300)));
         let granule = self.granule(d);
         let ds = self.ds && granule != 16;
         let sz = if d.chance(700) && granule == self.granule {

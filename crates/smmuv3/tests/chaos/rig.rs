@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use smmuv3::wire::Event;
-use smmuv3::{Explanation, Options, Refused, Requester, Smmu, Transaction, Translation};
+use smmuv3::{
+    AtsError, AtsRequest, AtsTranslation, Explanation, Options, Refused, Requester, Smmu,
+    Transaction, Translation,
+};
 
 use super::plan::{Plan, QUEUES};
 use super::ram::Ram;
@@ -32,6 +35,7 @@ const EVENTQ_CONS: u64 = 0x1_00ac;
 const SMMUEN: u32 = 1 << 0;
 const EVENTQEN: u32 = 1 << 2;
 const CMDQEN: u32 = 1 << 3;
+const ATSCHK: u32 = 1 << 4;
 
 /// Both queues have 64 entries.
 const LOG2: u32 = 6;
@@ -80,7 +84,10 @@ impl Rig {
         self.smmu.write32(CR2, plan.cr2);
         self.smmu.write32(GBPA, plan.gbpa | 1 << 31);
         self.flush();
-        let enabled = if plan.enabled { queues | SMMUEN } else { queues };
+        let mut enabled = if plan.enabled { queues | SMMUEN } else { queues };
+        if plan.atschk {
+            enabled |= ATSCHK;
+        }
         self.smmu.write32(CR0, enabled);
         assert_eq!(self.smmu.read32(CR0ACK), enabled);
         // What was written, not what the model made of it.
@@ -127,6 +134,10 @@ impl Rig {
 
     pub(crate) fn translate(&mut self, transaction: &Transaction) -> Result<Translation, Refused> {
         self.requester.begin().translate(transaction)
+    }
+
+    pub(crate) fn ats_request(&self, request: &AtsRequest) -> Result<AtsTranslation, AtsError> {
+        self.smmu.ats_request(request)
     }
 
     /// What the model says that it would do.

@@ -113,6 +113,13 @@ impl Ste {
         self.config & 0b110 == 0b110
     }
 
+    /// What STEs of one VMID must have in common: S2FWB, S2VMID to S2HA without S2S and S2R, and
+    /// S2SL0_2, S2DS and S2TTB (§5.2.1).
+    pub(crate) fn stage2_fields(&self) -> [u64; 3] {
+        let words = self.raw.0;
+        [words[1] & 1 << 25, words[2] & !(0b11 << 57), words[3]]
+    }
+
     /// `IgnoreSTESTRW()`.
     fn strw_ignored(&self, features: &Features) -> bool {
         !features.s1p || !features.hyp || self.stage2() || self.config == 0b100

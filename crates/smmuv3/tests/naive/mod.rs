@@ -10,12 +10,14 @@ pub(crate) mod configuration;
 pub(crate) mod features;
 pub(crate) mod permissions;
 pub(crate) mod record;
+#[cfg(test)]
 mod tests;
 pub(crate) mod translate;
 pub(crate) mod walk;
 
 use std::cell::{Cell, RefCell};
 
+use ats::Completion;
 use attributes::Attributes;
 pub(crate) use features::Features;
 use record::Record;
@@ -115,7 +117,8 @@ pub(crate) struct Tags {
     pub asid: u64,
     /// A leaf without nG was met.
     pub global: bool,
-    pub ste: Option<[u64; 8]>,
+    /// The fields of the STE's stage 2.
+    pub stage2: Option<[u64; 3]>,
     pub cd: Option<[u64; 8]>,
 }
 
@@ -129,6 +132,8 @@ pub(crate) struct Answer {
     /// Updates that may have happened besides (§3.13.2: it is UNKNOWN whether a Permission fault
     /// sets AF; §13.4.4: stage 1 may be updated though stage 2 faults).
     pub may: Vec<Update>,
+    /// Values that descriptors may have had in between.
+    pub passed: Vec<Update>,
     pub tags: Tags,
     pub trace: Vec<Read>,
     /// Parts of the output attributes are CONSTRAINED UNPREDICTABLE.
@@ -158,6 +163,7 @@ pub(crate) struct Naive<'a, M> {
     pub incoming: Incoming,
     pub must: RefCell<Vec<Update>>,
     pub may: RefCell<Vec<Update>>,
+    pub passed: RefCell<Vec<Update>>,
     /// Set while whatever is updated need not be.
     pub optional: Cell<bool>,
     pub tags: Cell<Tags>,
@@ -178,39 +184,95 @@ pub(crate) fn answer<M: Words>(
     memory: &M,
     incoming: &Incoming,
 ) -> Answer {
-    let naive = Naive {
-        features,
-        registers,
-        memory,
-        // §13.1.2: all incoming writes are data.
-        incoming: Incoming { instruction: incoming.instruction && !incoming.write, ..*incoming },
-        must: RefCell::default(),
-        may: RefCell::default(),
-        optional: Cell::new(false),
-        tags: Cell::default(),
-        trace: RefCell::default(),
-        vague: Cell::new(false),
-        unpredictable: Cell::new(false),
-        mark: Cell::new(0),
-        first: RefCell::default(),
-        second: RefCell::default(),
-    };
-    let (end, record) = loop {
-        match naive.transaction() {
-            Ok(end) => break (end, None),
-            Err(Stop::Ended(end, record) | Stop::Faulted(end, record)) => break (end, record),
-            Err(Stop::Again) => {}
+    let naive = Naive::new(features, registers, memory, incoming);
+    let (end, record) = naive.until_it_ends(Naive::transaction);
+    naive.into_answer(end, record)
+}
+
+/// What it answers to a transaction whose address ATS has translated.
+pub(crate) fn answer_translated<M: Words>(
+    features: &Features,
+    registers: &Registers,
+    memory: &M,
+    incoming: &Incoming,
+) -> Answer {
+    let incoming = Incoming { substream: None, privileged: false, instruction: false, ..*incoming };
+    let naive = Naive::new(features, registers, memory, &incoming);
+    let (end, record) = naive.until_it_ends(Naive::translated);
+    naive.into_answer(end, record)
+}
+
+/// What it answers to an ATS Translation Request; the end is that of no transaction.
+pub(crate) fn answer_request<M: Words>(
+    features: &Features,
+    registers: &Registers,
+    memory: &M,
+    incoming: &Incoming,
+) -> (Completion, Answer) {
+    // Without a PASID there is nowhere to ask for privilege or execution.
+    let pasid = incoming.substream.is_some();
+    let execute = incoming.instruction && pasid;
+    let incoming =
+        Incoming { privileged: incoming.privileged && pasid, instruction: false, ..*incoming };
+    let naive = Naive::new(features, registers, memory, &incoming);
+    let (completion, record) = naive.request(execute);
+    (completion, naive.into_answer(End::Abort, record))
+}
+
+impl<'a, M: Words> Naive<'a, M> {
+    fn new(
+        features: &'a Features,
+        registers: &'a Registers,
+        memory: &'a M,
+        incoming: &Incoming,
+    ) -> Self {
+        Self {
+            features,
+            registers,
+            memory,
+            // §13.1.2: all incoming writes are data.
+            incoming: Incoming {
+                instruction: incoming.instruction && !incoming.write,
+                ..*incoming
+            },
+            must: RefCell::default(),
+            may: RefCell::default(),
+            passed: RefCell::default(),
+            optional: Cell::new(false),
+            tags: Cell::default(),
+            trace: RefCell::default(),
+            vague: Cell::new(false),
+            unpredictable: Cell::new(false),
+            mark: Cell::new(0),
+            first: RefCell::default(),
+            second: RefCell::default(),
         }
-    };
-    Answer {
-        end,
-        record,
-        unpredictable: naive.unpredictable.get() || naive.roles_mix(),
-        must: naive.must.into_inner(),
-        may: naive.may.into_inner(),
-        tags: naive.tags.get(),
-        trace: naive.trace.into_inner(),
-        vague: naive.vague.get(),
+    }
+
+    fn until_it_ends(&self, once: impl Fn(&Self) -> Step<End>) -> (End, Option<Record>) {
+        loop {
+            match once(self) {
+                Ok(end) => return (end, None),
+                Err(Stop::Ended(end, record) | Stop::Faulted(end, record)) => {
+                    return (end, record);
+                }
+                Err(Stop::Again) => {}
+            }
+        }
+    }
+
+    fn into_answer(self, end: End, record: Option<Record>) -> Answer {
+        Answer {
+            end,
+            record,
+            unpredictable: self.unpredictable.get() || self.roles_mix(),
+            must: self.must.into_inner(),
+            may: self.may.into_inner(),
+            passed: self.passed.into_inner(),
+            tags: self.tags.get(),
+            trace: self.trace.into_inner(),
+            vague: self.vague.get(),
+        }
     }
 }
 

@@ -77,6 +77,27 @@ impl Record {
         Self::named(0x04, who)
     }
 
+    /// Which translation was asked for, and how, stands in the second word.
+    pub(crate) fn bad_ats_request(who: &Who) -> Self {
+        let mut record = Self::named(0x05, who);
+        record.known[1] = 0;
+        record.words[2] = who.address & !0xfff;
+        record
+    }
+
+    pub(crate) fn translation_forbidden(who: &Who) -> Self {
+        let mut record = Self::named(0x07, who).without_substream();
+        record.words[1] = u64::from(who.read) << 35;
+        record.words[2] = who.address;
+        record
+    }
+
+    /// Of a Translation Request, which is neither a read nor a write: RnW is UNKNOWN.
+    pub(crate) fn of_ats(mut self) -> Self {
+        self.known[1] &= !(1 << 35);
+        self
+    }
+
     pub(crate) fn stream_disabled(who: &Who) -> Self {
         Self::named(0x06, who).without_substream()
     }

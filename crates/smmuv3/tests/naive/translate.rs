@@ -103,7 +103,7 @@ impl<M: Words> Naive<'_, M> {
         let mut tags = self.tags.get();
         tags.world = regime as u64;
         tags.vmid = if self.features.s2p && regime == Regime::El1 { ste.s2_vmid } else { 0 };
-        tags.ste = ste.stage2().then_some(ste.raw.0);
+        tags.stage2 = ste.stage2().then(|| ste.stage2_fields());
         self.tags.set(tags);
         regime
     }
@@ -146,24 +146,26 @@ impl<M: Words> Naive<'_, M> {
                 self.may.borrow_mut().extend(doubtful);
             }
             let second = second?;
-            if !ste.s2_fwb
-                && bits(second.descriptor, 3, 2) == 0
-                && bits(second.descriptor, 5, 4) != 0
-            {
-                self.vague.set(true);
-            }
-            if ste.s2_fwb && (bit(second.descriptor, 5) || bits(second.descriptor, 4, 2) == 0b100) {
-                self.vague.set(true);
-            }
-            // Nobody says whose hints memory has that stage 2 alone makes cacheable.
-            if ste.s2_fwb && bits(second.descriptor, 4, 2) == 0b110 && !attributes.fully_cacheable()
-            {
-                self.vague.set(true);
-            }
+            self.vague_stage2(ste, second.descriptor, attributes);
             address = second.pa;
             attributes = attributes.through_stage2(ste, second.descriptor);
         }
         Ok(done(address, attributes, access))
+    }
+
+    /// Marks results of stage 2 whose memory type the specification leaves open.
+    pub(crate) fn vague_stage2(&self, ste: &Ste, descriptor: u64, incoming: Attributes) {
+        let mem_attr = bits(descriptor, 5, 2);
+        let reserved = if ste.s2_fwb {
+            bit(mem_attr, 3) || bits(mem_attr, 2, 0) == 0b100
+        } else {
+            bits(mem_attr, 1, 0) == 0 && bits(mem_attr, 3, 2) != 0
+        };
+        // Nobody says whose hints memory has that stage 2 alone makes cacheable.
+        let forced = ste.s2_fwb && bits(mem_attr, 2, 0) == 0b110 && !incoming.fully_cacheable();
+        if reserved || forced {
+            self.vague.set(true);
+        }
     }
 
     /// As a record names the transaction after the STE's overrides.

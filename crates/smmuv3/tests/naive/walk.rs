@@ -240,6 +240,13 @@ impl<M: Words> Naive<'_, M> {
         self.optional.set(before);
     }
 
+    /// Does something that may be done on the way to something else.
+    pub(crate) fn in_passing<T>(&self, doing: impl FnOnce() -> Step<T>) {
+        let before = self.may.borrow().len();
+        self.perhaps(doing);
+        self.passed.borrow_mut().extend(self.may.borrow_mut().drain(before..));
+    }
+
     /// Stage 1: the output address and its attributes.
     pub(crate) fn stage1(&self, ste: &Ste, cd: &Cd, access: Access) -> Step<(u64, Attributes)> {
         let leaf = self.first_leaf(ste, cd, access.privileged)?;

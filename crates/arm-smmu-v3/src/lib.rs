@@ -1,0 +1,34 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod cd_table;
+mod cmdq;
+mod domain;
+mod entry;
+mod error;
+mod eventq;
+mod ids;
+mod platform;
+mod probe;
+mod smmu;
+mod stream;
+mod stream_table;
+mod wait;
+
+#[cfg(test)]
+extern crate self as arm_smmu_v3;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+pub use cmdq::CommandsError;
+pub use domain::Domain;
+pub use error::Error;
+pub use eventq::Events;
+pub use iommu::Prot;
+pub use pagetable::Stage;
+pub use platform::{DmaMemory, Registers};
+pub use probe::{Features, Httu, ProbeError};
+pub use smmu::{Options, Smmu};
+pub use smmuv3::wire::{Command, Event};
+pub use stream::{Attachment, Stream};

@@ -1,0 +1,168 @@
+//! An SMMU as a whole, and its way from any state into service.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use smmuv3::wire::register::{Cr0, Cr1, Cr2, Gbpa};
+use smmuv3::wire::{Command, Register, Ste};
+
+use crate::cmdq::{CommandQueue, CommandsError};
+use crate::entry;
+use crate::error::Error;
+use crate::eventq::{EventQueue, Events};
+use crate::ids::Ids;
+use crate::platform::{DmaMemory, Registers, read, write, write64};
+use crate::probe::Features;
+use crate::stream::Claims;
+use crate::stream_table::StreamTable;
+use crate::wait;
+
+/// Settings of the driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How long the SMMU may take to acknowledge a change or to consume commands, one second by default. A `CMD_SYNC`
+    /// waits for the transactions that are under way.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(1) }
+    }
+}
+
+/// An SMMUv3 in service. Any number of threads may use it at a time.
+pub struct Smmu<R: Registers, M: DmaMemory> {
+    pub(crate) registers: Arc<R>,
+    pub(crate) memory: Arc<M>,
+    features: Features,
+    options: Options,
+    commands: CommandQueue<R, M>,
+    events: EventQueue<R, M>,
+    streams: Mutex<StreamTable<M>>,
+    pub(crate) claims: Claims,
+    pub(crate) asids: Ids,
+    pub(crate) vmids: Ids,
+}
+
+impl<R: Registers, M: DmaMemory> Smmu<R, M> {
+    /// Takes an SMMU into service, whatever state it is in. All streams abort.
+    pub fn new(registers: R, memory: M, options: Options) -> Result<Arc<Self>, Error> {
+        let (registers, memory) = (Arc::new(registers), Arc::new(memory));
+        let features = Features::probe(&*registers)?;
+        let commands = CommandQueue::new(&registers, &memory, features.cmdq_log2, options.timeout)?;
+        let events = EventQueue::new(&registers, &memory, features.eventq_log2)?;
+        let streams = Mutex::new(StreamTable::new(&memory, &features)?);
+        let smmu = Self {
+            asids: Ids::new(features.asid_bits),
+            vmids: Ids::new(features.vmid_bits),
+            claims: Claims::default(),
+            registers,
+            memory,
+            features,
+            options,
+            commands,
+            events,
+            streams,
+        };
+        smmu.reset()?;
+        Ok(Arc::new(smmu))
+    }
+
+    /// What it is.
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// Has commands executed in order; returns when all are complete.
+    pub fn run(&self, commands: &[Command]) -> Result<(), CommandsError> {
+        self.commands.run(commands)
+    }
+
+    /// Takes out of the Event queue what is there. Nothing tells when to look: interrupts are off.
+    pub fn events(&self) -> Events {
+        self.events.take()
+    }
+
+    /// Changes the STE of a stream as [`entry::write`] says.
+    pub(crate) fn write_ste(&self, stream_id: u32, new: Ste) -> Result<(), Error> {
+        let mut streams = self.streams.lock();
+        let place = streams.ste(stream_id)?;
+        let forget = [Command::CfgiSte { sid: stream_id, leaf: false, ssec: false }];
+        entry::write(place, Ste(entry::read(place)), new, || self.run(&forget))?;
+        Ok(())
+    }
+
+    fn reset(&self) -> Result<(), Error> {
+        self.disable()?;
+        // Tables and queues are cached, inner shareable.
+        let cr1 = Cr1(0).with_queue_ic(1).with_queue_oc(1).with_queue_sh(3);
+        let cr1 = cr1.with_table_ic(1).with_table_oc(1).with_table_sh(3);
+        self.write(Register::Cr1, cr1.0);
+        let cr2 = Cr2(0).with_recinvsid(true).with_ptm(self.features.broadcast);
+        self.write(Register::Cr2, cr2.0);
+        let (base, cfg) = self.streams.lock().registers();
+        write64(&*self.registers, Register::StrtabBase, base.0);
+        self.write(Register::StrtabBaseCfg, cfg.0);
+        self.commands.install();
+        self.events.install();
+        // Errors of an earlier life are nobody's now, and would stop the queue.
+        self.write(Register::Gerrorn, read(&*self.registers, Register::Gerror));
+
+        let mut cr0 = Cr0(0).with_cmdqen(true);
+        self.set_cr0(cr0)?;
+        self.forget_all()?;
+        cr0 = cr0.with_eventqen(true);
+        self.set_cr0(cr0)?;
+        cr0 = cr0.with_smmuen(true);
+        self.set_cr0(cr0)
+    }
+
+    /// Everything off, all transactions abort.
+    fn disable(&self) -> Result<(), Error> {
+        // First, or what translates now would bypass for a moment.
+        let updated = || {
+            let gbpa = Gbpa(read(&*self.registers, Register::Gbpa));
+            (!gbpa.update()).then_some(gbpa)
+        };
+        let not_updated = Error::NotAcknowledged("SMMU_GBPA.Update");
+        let gbpa = wait::until(self.options.timeout, updated).ok_or(not_updated.clone())?;
+        self.write(Register::Gbpa, gbpa.with_abort(true).with_update(true).0);
+        wait::until(self.options.timeout, updated).ok_or(not_updated)?;
+        self.set_cr0(Cr0(0))?;
+        self.acknowledged(Register::IrqCtrl, Register::IrqCtrlAck, 0)
+    }
+
+    /// Invalidates everything that the SMMU may have cached.
+    fn forget_all(&self) -> Result<(), CommandsError> {
+        let all = Command::CfgiSteRange { sid: 0, range: Command::CFGI_ALL_RANGE, ssec: false };
+        if self.features.hyp {
+            self.run(&[all, Command::TlbiEl2All, Command::TlbiNsnhAll])
+        } else {
+            self.run(&[all, Command::TlbiNsnhAll])
+        }
+    }
+
+    fn write(&self, register: Register, value: u32) {
+        write(&*self.registers, register, value);
+    }
+
+    fn set_cr0(&self, cr0: Cr0) -> Result<(), Error> {
+        self.acknowledged(Register::Cr0, Register::Cr0Ack, cr0.0)
+    }
+
+    fn acknowledged(&self, register: Register, ack: Register, value: u32) -> Result<(), Error> {
+        self.write(register, value);
+        let equal = || (read(&*self.registers, ack) == value).then_some(());
+        wait::until(self.options.timeout, equal).ok_or(Error::NotAcknowledged(register.name()))
+    }
+}
+
+impl<R: Registers, M: DmaMemory> Drop for Smmu<R, M> {
+    /// Out of service: all transactions abort, and nothing of the driver's memory is used any more.
+    fn drop(&mut self) {
+        // Hardware that does not even do that is beyond help.
+        let _ = self.disable();
+    }
+}
