@@ -186,6 +186,10 @@ impl<R: Registers, M: DmaMemory> Domain<R, M> {
         let page = |address| TlbiVa { vmid, asid, address, leaf, ..TlbiVa::default() };
         let mut pages = (range.end - range.start) >> log2;
         let mut address = range.start;
+        // Beyond what five bits of scale can say, without 52-bit addresses.
+        if pages >> 31 != 0 {
+            return vec![self.invalidate_all()];
+        }
         if !self.smmu.features().range_invalidation {
             if pages > SINGLE_PAGES {
                 return vec![self.invalidate_all()];

@@ -85,13 +85,23 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         self.events.take()
     }
 
-    /// Changes the STE of a stream as [`entry::write`] says.
+    /// Changes the STE of a stream. Transactions see the old one or the new one; an abort in between only where the
+    /// change takes more than one write and the Stream table has but one level.
     pub(crate) fn write_ste(&self, stream_id: u32, new: Ste) -> Result<(), Error> {
         let mut streams = self.streams.lock();
+        let old = Ste(entry::read(streams.ste(stream_id)?));
+        if !entry::is_hitless(old, new)
+            && streams.replace(stream_id, new, |forget| Ok(self.run(&[forget])?))?
+        {
+            return Ok(());
+        }
         let place = streams.ste(stream_id)?;
-        let forget = [Command::CfgiSte { sid: stream_id, leaf: false, ssec: false }];
-        entry::write(place, Ste(entry::read(place)), new, || self.run(&forget))?;
-        Ok(())
+        entry::write(place, old, new, || self.forget_stream(stream_id))
+    }
+
+    /// Has the SMMU forget the configuration of a stream: its STE, its CDs, and the way to them.
+    pub(crate) fn forget_stream(&self, stream_id: u32) -> Result<(), Error> {
+        Ok(self.run(&[Command::CfgiSte { sid: stream_id, leaf: false, ssec: false }])?)
     }
 
     fn reset(&self) -> Result<(), Error> {
