@@ -89,6 +89,11 @@ impl<R: Registers, M: DmaMemory> Domain<R, M> {
         &self.geometry
     }
 
+    /// Whether it was made to track dirty pages.
+    pub fn tracks_dirty(&self) -> bool {
+        self.dirty
+    }
+
     /// Maps `range` to as many bytes from `output` on, with leaves of `page_sizes` (bit n for 2^n bytes): all of it, or
     /// nothing. Stage 1 can always be read.
     pub fn map(

@@ -4,6 +4,7 @@
 mod cd_table;
 mod cmdq;
 mod domain;
+mod driver;
 mod entry;
 mod error;
 mod eventq;
@@ -23,6 +24,7 @@ mod common;
 
 pub use cmdq::CommandsError;
 pub use domain::Domain;
+pub use driver::Driver;
 pub use error::Error;
 pub use eventq::Events;
 pub use iommu::Prot;

@@ -1,6 +1,7 @@
 //! An SMMU as a whole, and its way from any state into service.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -41,6 +42,8 @@ pub struct Smmu<R: Registers, M: DmaMemory> {
     commands: CommandQueue<R, M>,
     events: EventQueue<R, M>,
     streams: Mutex<StreamTable<M>>,
+    /// For good: something failed that must not.
+    out_of_service: AtomicBool,
     pub(crate) claims: Claims,
     pub(crate) asids: Ids,
     pub(crate) vmids: Ids,
@@ -58,6 +61,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             asids: Ids::new(features.asid_bits),
             vmids: Ids::new(features.vmid_bits),
             claims: Claims::default(),
+            out_of_service: AtomicBool::new(false),
             registers,
             memory,
             features,
@@ -75,8 +79,11 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         &self.features
     }
 
-    /// Has commands executed in order; returns when all are complete.
+    /// Has commands executed in order; returns when all are complete. Out of service there is nothing left to do.
     pub fn run(&self, commands: &[Command]) -> Result<(), CommandsError> {
+        if self.out_of_service.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.commands.run(commands)
     }
 
@@ -127,6 +134,14 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         self.set_cr0(cr0)?;
         cr0 = cr0.with_smmuen(true);
         self.set_cr0(cr0)
+    }
+
+    /// For what must not fail: takes the SMMU out of service if it did.
+    pub(crate) fn must(&self, result: Result<(), Error>) {
+        // Hardware that does not even do that is beyond help.
+        if result.is_err() && self.disable().is_ok() {
+            self.out_of_service.store(true, Ordering::Release);
+        }
     }
 
     /// Everything off, all transactions abort.

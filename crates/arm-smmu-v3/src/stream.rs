@@ -95,6 +95,11 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         self.id
     }
 
+    /// How many bits its PASIDs have; 0 if there are none.
+    pub fn pasid_bits(&self) -> u8 {
+        self.pasid_bits
+    }
+
     /// What transactions without a PASID go through.
     pub fn attachment(&self) -> Attachment<R, M> {
         self.state.lock().attachment.clone()
