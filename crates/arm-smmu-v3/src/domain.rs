@@ -104,9 +104,11 @@ impl<R: Registers, M: DmaMemory> Domain<R, M> {
         page_sizes: u64,
     ) -> Result<(), Error> {
         let tables = &mut *self.tables.lock();
-        // A new leaf must not meet an old one in a TLB, nor an old table.
+        // A new leaf must not meet an old one in a TLB, nor hide behind an old table there.
         let stale = tables.gather.range();
-        if stale.is_some_and(|stale| stale.start < range.end && range.start < stale.end) {
+        if tables.gather.has_tables()
+            || stale.is_some_and(|stale| stale.start < range.end && range.start < stale.end)
+        {
             self.invalidate(tables)?;
         }
         let attributes = self.attributes(prot, tables.tracking);
