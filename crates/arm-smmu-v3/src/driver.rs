@@ -8,7 +8,7 @@ use iommu::{
     Capability, Device, DirtyTracking, Group, HwInfo, PagingDomain, PagingFlags, Prot, Target,
     UserData,
 };
-use pagetable::Stage;
+use pagetable::{MapError, Stage};
 
 use crate::domain::Domain;
 use crate::error::Error;
@@ -180,19 +180,21 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> PagingDomain for Domain<R, 
         let end = iova.checked_add(len).ok_or(iommu::MapError::Invalid)?;
         let sizes = Domain::geometry(self).page_sizes() & (largest | largest.wrapping_sub(1));
         Domain::map(self, iova..end, pa, prot, sizes).map_err(|error| match error {
-            Error::Map(pagetable::MapError::AlreadyMapped(_)) => iommu::MapError::Overlap,
+            Error::Map(MapError::AlreadyMapped(_)) => iommu::MapError::Overlap,
             // What was there before is still in use, for all that the SMMU says.
-            Error::Map(pagetable::MapError::OutOfMemory(_)) | Error::Commands(_) => {
-                iommu::MapError::NoMemory
-            }
+            Error::Map(MapError::OutOfMemory(_)) | Error::Commands(_) => iommu::MapError::NoMemory,
             _ => iommu::MapError::Invalid,
         })
     }
 
     fn unmap(&self, iova: u64, len: u64) {
         let Some(end) = iova.checked_add(len) else { return };
-        let result = Domain::unmap(self, iova..end);
-        debug_assert!(result.is_ok(), "{result:?}");
+        // An address that cannot be mapped is not mapped; but what should be gone must not stay.
+        if let Err(error @ Error::Map(MapError::CutsLeaf(_) | MapError::Lost(_))) =
+            Domain::unmap(self, iova..end)
+        {
+            self.smmu().must(Err(error));
+        }
     }
 
     fn sync(&self) {

@@ -185,3 +185,22 @@ fn rather_no_dma_than_dma_to_what_was_unmapped() {
     drop((device, domain, m));
     assert_eq!(ram.allocations(), 0, "nothing is in use");
 }
+
+#[test]
+fn what_cannot_be_unmapped_alone_is_not_left_mapped_in_silence() {
+    let mut m = Machine::new(smmuv3::Options::everything(), LONG);
+    let device = m.device(1, 0);
+    m.group.claim(ME).unwrap();
+    let domain = device.driver().alloc_paging(&device, PagingFlags::empty(), None).unwrap();
+    domain.map(0x20_0000, 0x4000_0000, 0x20_0000, RW, ANY).unwrap();
+    m.group.attach(Target::Rid, on(&domain)).unwrap();
+    // Nothing is there, or can be.
+    for (iova, len) in [(0, 0x1000), (0x40_0000, 0), (1 << 48, 0x1000), (!0xfff, 0x2000)] {
+        domain.unmap(iova, len);
+    }
+    let at = Transaction::read(1, 0x20_1000);
+    assert_eq!(m.read(&at), Some(0x4000_1000));
+    // A part of a block.
+    domain.unmap(0x20_1000, 0x1000);
+    assert_eq!(m.read(&at), None);
+}
