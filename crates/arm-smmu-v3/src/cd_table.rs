@@ -1,7 +1,6 @@
 //! The CDs of a stream (IHI 0070 §3.3.2).
 
-use std::collections::BTreeMap;
-use std::collections::btree_map;
+use std::collections::{BTreeMap, btree_map};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -123,9 +122,7 @@ fn copy<M: DmaMemory>(
     new: Cd,
 ) -> Result<Region<M>, OutOfMemory> {
     let region = Region::new(memory, bits + CD_LOG2)?;
-    for (to, from) in region.words().iter().zip(from.words()) {
-        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
-    }
+    region.fill_from(from);
     for (to, word) in region.entry(index as usize).iter().zip(new.0) {
         to.store(word.to_le(), Ordering::Relaxed);
     }

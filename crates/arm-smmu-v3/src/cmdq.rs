@@ -88,7 +88,18 @@ struct State {
 /// A batch that somebody waits for: its commands and the `CMD_SYNC` behind them.
 struct Batch {
     positions: Range<u64>,
-    failure: Option<(u64, CommandError)>,
+    outcome: Outcome,
+}
+
+/// What became of a batch so far; at first, nothing went wrong.
+#[derive(Clone, Copy, Default)]
+enum Outcome {
+    #[default]
+    Executed,
+    /// The command at this position is illegal.
+    Illegal(u64),
+    AtcTimeout,
+    Unreadable,
 }
 
 impl State {
@@ -97,11 +108,11 @@ impl State {
     }
 
     /// What became of the batch that begins at `start`, forgotten when known.
-    fn take_outcome(&mut self, start: u64) -> Option<Option<(u64, CommandError)>> {
+    fn take_outcome(&mut self, start: u64) -> Option<Outcome> {
         let n = self.batches.iter().position(|batch| batch.positions.start == start)?;
-        let Batch { positions, failure } = &self.batches[n];
-        let unreadable = matches!(failure, Some((_, CommandError::Abt)));
-        (self.cons >= positions.end || unreadable).then(|| self.batches.swap_remove(n).failure)
+        let Batch { positions, outcome } = &self.batches[n];
+        let done = self.cons >= positions.end || matches!(outcome, Outcome::Unreadable);
+        done.then(|| self.batches.swap_remove(n).outcome)
     }
 }
 
@@ -163,12 +174,10 @@ impl<R: Registers, M: DmaMemory> CommandQueue<R, M> {
             return Err(CommandsError::Timeout);
         };
         match outcome {
-            None => Ok(()),
-            Some((_, CommandError::Abt)) => Err(CommandsError::Unreadable),
-            Some((_, CommandError::AtcInvSync)) => {
-                Err(CommandsError::AtcTimeout { executed: commands.len() })
-            }
-            Some((position, _)) => {
+            Outcome::Executed => Ok(()),
+            Outcome::Unreadable => Err(CommandsError::Unreadable),
+            Outcome::AtcTimeout => Err(CommandsError::AtcTimeout { executed: commands.len() }),
+            Outcome::Illegal(position) => {
                 let index = (position - start) as usize;
                 let command = commands.get(index).copied().unwrap_or(SYNC);
                 Err(CommandsError::Illegal { index, command })
@@ -188,7 +197,7 @@ impl<R: Registers, M: DmaMemory> CommandQueue<R, M> {
             self.store(position, command);
         }
         state.prod = end;
-        state.batches.push(Batch { positions: start..end, failure: None });
+        state.batches.push(Batch { positions: start..end, outcome: Outcome::Executed });
         write(&*self.registers, Register::CmdqProd, end as u32 & self.ring.mask());
         Some(start)
     }
@@ -236,20 +245,23 @@ impl<R: Registers, M: DmaMemory> CommandQueue<R, M> {
             CommandError::Abt if state.aborts < READS => state.aborts += 1,
             CommandError::Abt => {
                 for batch in &mut state.batches {
-                    batch.failure = Some((at, error));
+                    batch.outcome = Outcome::Unreadable;
                 }
                 return;
             }
             CommandError::AtcInvSync => {
-                if let Some(batch) = state.batch_at(at) {
-                    batch.failure.get_or_insert((at, error));
+                // What comes first counts: nothing after an illegal command was asked for.
+                if let Some(batch) = state.batch_at(at)
+                    && matches!(batch.outcome, Outcome::Executed)
+                {
+                    batch.outcome = Outcome::AtcTimeout;
                 }
             }
             CommandError::None | CommandError::Ill => {
                 // The SMMU reads again from here on: let it find nothing to do, to the end of the batch.
                 let mut end = at + 1;
                 if let Some(batch) = state.batch_at(at) {
-                    batch.failure.get_or_insert((at, CommandError::Ill));
+                    batch.outcome = Outcome::Illegal(at);
                     end = batch.positions.end;
                 }
                 (at..end).for_each(|position| self.store(position, &SYNC));

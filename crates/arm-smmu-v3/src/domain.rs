@@ -89,6 +89,11 @@ impl<R: Registers, M: DmaMemory> Domain<R, M> {
         &self.geometry
     }
 
+    /// Whether it was made to track dirty pages.
+    pub fn tracks_dirty(&self) -> bool {
+        self.dirty
+    }
+
     /// Maps `range` to as many bytes from `output` on, with leaves of `page_sizes` (bit n for 2^n bytes): all of it, or
     /// nothing. Stage 1 can always be read.
     pub fn map(
@@ -99,9 +104,11 @@ impl<R: Registers, M: DmaMemory> Domain<R, M> {
         page_sizes: u64,
     ) -> Result<(), Error> {
         let tables = &mut *self.tables.lock();
-        // A new leaf must not meet an old one in a TLB, nor an old table.
+        // A new leaf must not meet an old one in a TLB, nor hide behind an old table there.
         let stale = tables.gather.range();
-        if stale.is_some_and(|stale| stale.start < range.end && range.start < stale.end) {
+        if tables.gather.has_tables()
+            || stale.is_some_and(|stale| stale.start < range.end && range.start < stale.end)
+        {
             self.invalidate(tables)?;
         }
         let attributes = self.attributes(prot, tables.tracking);
@@ -186,6 +193,10 @@ impl<R: Registers, M: DmaMemory> Domain<R, M> {
         let page = |address| TlbiVa { vmid, asid, address, leaf, ..TlbiVa::default() };
         let mut pages = (range.end - range.start) >> log2;
         let mut address = range.start;
+        // Beyond what five bits of scale can say, without 52-bit addresses.
+        if pages >> 31 != 0 {
+            return vec![self.invalidate_all()];
+        }
         if !self.smmu.features().range_invalidation {
             if pages > SINGLE_PAGES {
                 return vec![self.invalidate_all()];

@@ -1,9 +1,16 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Where things are
+//!
+//! `platform` is what the driver stands on. `probe` reads what the SMMU is; `smmu` takes it into service, with `cmdq` and
+//! `eventq`. `entry` changes STEs and CDs; `stream_table` and `cd_table` are where they stand. `domain` is a page table and
+//! its invalidation, `stream` attaches it, `driver` shows all that to the crate `iommu`.
 #![forbid(unsafe_code)]
 
 mod cd_table;
 mod cmdq;
 mod domain;
+mod driver;
 mod entry;
 mod error;
 mod eventq;
@@ -23,6 +30,7 @@ mod common;
 
 pub use cmdq::CommandsError;
 pub use domain::Domain;
+pub use driver::Driver;
 pub use error::Error;
 pub use eventq::Events;
 pub use iommu::Prot;

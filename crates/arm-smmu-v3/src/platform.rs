@@ -89,6 +89,13 @@ impl<M: DmaMemory> Region<M> {
         words.expect("memory that was allocated stays there")
     }
 
+    /// Fills it with what another of the same size holds.
+    pub(crate) fn fill_from(&self, other: &Self) {
+        for (to, from) in self.words().iter().zip(other.words()) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     /// The eight words of entry `index`.
     pub(crate) fn entry(&self, index: usize) -> &[AtomicU64; 8] {
         let (entries, _) = self.words().as_chunks();

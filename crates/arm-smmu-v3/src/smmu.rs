@@ -1,6 +1,7 @@
 //! An SMMU as a whole, and its way from any state into service.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -41,6 +42,8 @@ pub struct Smmu<R: Registers, M: DmaMemory> {
     commands: CommandQueue<R, M>,
     events: EventQueue<R, M>,
     streams: Mutex<StreamTable<M>>,
+    /// For good: something failed that must not.
+    out_of_service: AtomicBool,
     pub(crate) claims: Claims,
     pub(crate) asids: Ids,
     pub(crate) vmids: Ids,
@@ -58,6 +61,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             asids: Ids::new(features.asid_bits),
             vmids: Ids::new(features.vmid_bits),
             claims: Claims::default(),
+            out_of_service: AtomicBool::new(false),
             registers,
             memory,
             features,
@@ -75,8 +79,11 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         &self.features
     }
 
-    /// Has commands executed in order; returns when all are complete.
+    /// Has commands executed in order; returns when all are complete. Out of service there is nothing left to do.
     pub fn run(&self, commands: &[Command]) -> Result<(), CommandsError> {
+        if self.out_of_service.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.commands.run(commands)
     }
 
@@ -85,13 +92,23 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         self.events.take()
     }
 
-    /// Changes the STE of a stream as [`entry::write`] says.
+    /// Changes the STE of a stream. Transactions see the old one or the new one; an abort in between only where the
+    /// change takes more than one write and the Stream table has but one level.
     pub(crate) fn write_ste(&self, stream_id: u32, new: Ste) -> Result<(), Error> {
         let mut streams = self.streams.lock();
+        let old = Ste(entry::read(streams.ste(stream_id)?));
+        if !entry::is_hitless(old, new)
+            && streams.replace(stream_id, new, |forget| Ok(self.run(&[forget])?))?
+        {
+            return Ok(());
+        }
         let place = streams.ste(stream_id)?;
-        let forget = [Command::CfgiSte { sid: stream_id, leaf: false, ssec: false }];
-        entry::write(place, Ste(entry::read(place)), new, || self.run(&forget))?;
-        Ok(())
+        entry::write(place, old, new, || self.forget_stream(stream_id))
+    }
+
+    /// Has the SMMU forget the configuration of a stream: its STE, its CDs, and the way to them.
+    pub(crate) fn forget_stream(&self, stream_id: u32) -> Result<(), Error> {
+        Ok(self.run(&[Command::CfgiSte { sid: stream_id, leaf: false, ssec: false }])?)
     }
 
     fn reset(&self) -> Result<(), Error> {
@@ -117,6 +134,14 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         self.set_cr0(cr0)?;
         cr0 = cr0.with_smmuen(true);
         self.set_cr0(cr0)
+    }
+
+    /// For what must not fail: takes the SMMU out of service if it did.
+    pub(crate) fn must(&self, result: Result<(), Error>) {
+        // Hardware that does not even do that is beyond help.
+        if result.is_err() && self.disable().is_ok() {
+            self.out_of_service.store(true, Ordering::Release);
+        }
     }
 
     /// Everything off, all transactions abort.

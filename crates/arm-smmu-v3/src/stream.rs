@@ -35,10 +35,10 @@ impl<R: Registers, M: DmaMemory> Clone for Attachment<R, M> {
 
 /// A stream, to whom nobody else has it. Blocked from the start, and once dropped.
 ///
-/// A change of what is attached happens between two transactions, which see the old or the new attachment; but where
-/// one of the two is a stage 2 and the other translates as well, some in between may abort. An error that is not one of
-/// [`Commands`](Error::Commands) changes nothing; after one of those, transactions see the old attachment, the new one
-/// or an abort until the next success.
+/// A change of what is attached happens between two transactions: they see the old or the new attachment. Only where
+/// the SMMU has a linear Stream table, and a stage 2 takes the place of another domain or the reverse, those in between
+/// may abort. An error that is not one of [`Commands`](Error::Commands) changes nothing; after one of those,
+/// transactions see the old attachment, the new one or an abort until the next success.
 pub struct Stream<R: Registers, M: DmaMemory> {
     smmu: Arc<Smmu<R, M>>,
     id: u32,
@@ -51,8 +51,8 @@ struct State<R: Registers, M: DmaMemory> {
     pasids: BTreeMap<u32, Arc<Domain<R, M>>>,
     /// Once there was something at stage 1.
     cds: Option<CdTable<M>>,
-    /// What hardware may still be using, because it did not confirm that it has forgotten.
-    doubtful: Doubtful<R, M>,
+    /// What hardware may still be using, because it has not confirmed that it has forgotten.
+    doubtful: Option<Doubtful<R, M>>,
 }
 
 struct Doubtful<R: Registers, M: DmaMemory> {
@@ -63,12 +63,12 @@ struct Doubtful<R: Registers, M: DmaMemory> {
 
 impl<R: Registers, M: DmaMemory> State<R, M> {
     fn new() -> Self {
-        Self {
-            attachment: Attachment::Blocked,
-            pasids: BTreeMap::new(),
-            cds: None,
-            doubtful: Doubtful { domains: Vec::new(), leaves: Vec::new(), tables: Vec::new() },
-        }
+        Self { attachment: Attachment::Blocked, pasids: BTreeMap::new(), cds: None, doubtful: None }
+    }
+
+    fn doubtful(&mut self) -> &mut Doubtful<R, M> {
+        let nothing = || Doubtful { domains: Vec::new(), leaves: Vec::new(), tables: Vec::new() };
+        self.doubtful.get_or_insert_with(nothing)
     }
 }
 
@@ -95,6 +95,11 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         self.id
     }
 
+    /// How many bits its PASIDs have; 0 if there are none.
+    pub fn pasid_bits(&self) -> u8 {
+        self.pasid_bits
+    }
+
     /// What transactions without a PASID go through.
     pub fn attachment(&self) -> Attachment<R, M> {
         self.state.lock().attachment.clone()
@@ -113,17 +118,13 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
             }
             Attachment::Blocked | Attachment::Identity => None,
         };
-        let result = self.attach_with(state, &new, cd);
-        match result {
-            Ok(()) => state.attachment = new,
-            Err(Error::Commands(_)) => {
-                if let Attachment::Paging(domain) = new {
-                    state.doubtful.domains.push(domain);
-                }
-            }
-            Err(_) => {}
-        }
-        result
+        let domain = match &new {
+            Attachment::Paging(domain) => Some(domain),
+            Attachment::Blocked | Attachment::Identity => None,
+        };
+        self.change(state, domain, |state| self.attach_with(state, &new, cd))?;
+        state.attachment = new;
+        Ok(())
     }
 
     fn attach_with(
@@ -132,7 +133,7 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         new: &Attachment<R, M>,
         cd: Option<Cd>,
     ) -> Result<(), Error> {
-        let had_cd = self.has_cd(state);
+        let had_cd = Self::has_cd(state);
         if let Some(cd) = cd {
             self.set_cd(state, 0, cd)?;
         }
@@ -156,24 +157,19 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         {
             return Err(Error::Unsupported("PASIDs beside a stage 2"));
         }
-        let result = self.set_cd(state, pasid, cd).and_then(|()| {
+        self.change(state, Some(domain), |state| {
+            self.set_cd(state, pasid, cd)?;
             // With the first one, stage 1 begins.
             let old = state.pasids.insert(pasid, domain.clone());
-            let attachment = state.attachment.clone();
-            let result = self.smmu.write_ste(self.id, self.ste(state, &attachment));
+            let result = self.smmu.write_ste(self.id, self.ste(state, &state.attachment));
             if result.is_err() {
-                // As it was, as far as the driver goes; what was there is kept.
                 match old {
                     Some(old) => state.pasids.insert(pasid, old),
                     None => state.pasids.remove(&pasid),
                 };
             }
             result
-        });
-        if matches!(result, Err(Error::Commands(_))) {
-            state.doubtful.domains.push(domain.clone());
-        }
-        result
+        })
     }
 
     /// Has the transactions with a PASID abort. No error if nothing is attached.
@@ -182,14 +178,53 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         if !state.pasids.contains_key(&pasid) {
             return Ok(());
         }
-        self.set_cd(state, pasid, Cd::default())?;
-        let old = state.pasids.remove(&pasid);
-        let attachment = state.attachment.clone();
-        let result = self.smmu.write_ste(self.id, self.ste(state, &attachment));
-        if result.is_err() {
-            state.doubtful.domains.extend(old);
+        self.change(state, None, |state| {
+            self.set_cd(state, pasid, Cd::default())?;
+            let old = state.pasids.remove(&pasid);
+            let result = self.smmu.write_ste(self.id, self.ste(state, &state.attachment));
+            if let (Some(old), Err(_)) = (old, &result) {
+                state.pasids.insert(pasid, old);
+            }
+            result
+        })
+    }
+
+    /// Changes something, for the sake of a new domain if there is one. If the SMMU does not confirm it, that domain is
+    /// kept.
+    fn change(
+        &self,
+        state: &mut State<R, M>,
+        domain: Option<&Arc<Domain<R, M>>>,
+        change: impl FnOnce(&mut State<R, M>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.settle(state)?;
+        let result = change(state);
+        if let Err(Error::Commands(_)) = result {
+            state.doubtful().domains.extend(domain.cloned());
         }
         result
+    }
+
+    /// After a failure, puts what is attached in place anew. Until that has worked nothing that was in use goes away.
+    fn settle(&self, state: &mut State<R, M>) -> Result<(), Error> {
+        if state.doubtful.is_none() {
+            return Ok(());
+        }
+        self.smmu.write_ste(self.id, aborting())?;
+        // Whatever the STE was before, it may be remembered.
+        self.smmu.forget_stream(self.id)?;
+        state.cds = None;
+        if let Attachment::Paging(domain) = &state.attachment
+            && let Some(cd) = domain.cd()
+        {
+            self.set_cd(state, 0, cd)?;
+        }
+        for (pasid, domain) in state.pasids.clone() {
+            self.set_cd(state, pasid, domain.cd().unwrap_or_default())?;
+        }
+        self.smmu.write_ste(self.id, self.ste(state, &state.attachment))?;
+        state.doubtful = None;
+        Ok(())
     }
 
     fn check(&self, domain: &Domain<R, M>) -> Result<(), Error> {
@@ -198,12 +233,12 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
     }
 
     /// Whether the attachment has CD 0.
-    fn has_cd(&self, state: &State<R, M>) -> bool {
+    fn has_cd(state: &State<R, M>) -> bool {
         matches!(&state.attachment, Attachment::Paging(domain) if domain.cd().is_some())
     }
 
     fn set_cd(&self, state: &mut State<R, M>, ssid: u32, cd: Cd) -> Result<(), Error> {
-        let live = self.has_cd(state) || !state.pasids.is_empty();
+        let live = Self::has_cd(state) || !state.pasids.is_empty();
         let cds = match &mut state.cds {
             Some(cds) => cds,
             none => {
@@ -216,16 +251,15 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
             Next::Forget(leaf) => {
                 let forget = [Command::CfgiCdAll { sid: self.id, ssec: false }];
                 if let Err(error) = self.smmu.run(&forget) {
-                    state.doubtful.leaves.push(leaf);
+                    state.doubtful().leaves.push(leaf);
                     return Err(error.into());
                 }
             }
             Next::Swap(table) => {
                 let old = std::mem::replace(cds, table);
-                let attachment = state.attachment.clone();
-                let result = self.smmu.write_ste(self.id, self.ste(state, &attachment));
+                let result = self.smmu.write_ste(self.id, self.ste(state, &state.attachment));
                 if result.is_err() {
-                    state.doubtful.tables.push(old);
+                    state.doubtful().tables.push(old);
                     return result;
                 }
             }

@@ -1,12 +1,12 @@
 //! The Stream table (IHI 0070 §3.3.1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pagetable::OutOfMemory;
 use smmuv3::wire::register::{StrtabBase, StrtabBaseCfg};
-use smmuv3::wire::{L1Std, Ste};
+use smmuv3::wire::{Command, L1Std, Ste};
 
 use crate::error::Error;
 use crate::platform::{DmaMemory, Region};
@@ -29,6 +29,8 @@ pub(crate) struct StreamTable<M: DmaMemory> {
     top: Region<M>,
     /// The level 2 tables if there are any, by index.
     below: Option<BTreeMap<u32, Region<M>>>,
+    /// Former level 2 tables of which the SMMU has not confirmed that it has forgotten them.
+    doubtful: Vec<Region<M>>,
 }
 
 impl<M: DmaMemory> StreamTable<M> {
@@ -39,11 +41,11 @@ impl<M: DmaMemory> StreamTable<M> {
         if features.sid_bits <= 6 || !features.two_level_streams {
             let bits = features.sid_bits.min(LARGEST_LINEAR);
             let top = aborting(&memory, bits)?;
-            return Ok(Self { memory, bits, top, below: None });
+            return Ok(Self { memory, bits, top, below: None, doubtful: Vec::new() });
         }
         let bits = features.sid_bits.min(SPLIT + LARGEST_L1);
         let top = Region::new(&memory, (bits.saturating_sub(SPLIT) + 3).max(6))?;
-        Ok(Self { memory, bits, top, below: Some(BTreeMap::new()) })
+        Ok(Self { memory, bits, top, below: Some(BTreeMap::new()), doubtful: Vec::new() })
     }
 
     /// What the registers say of it.
@@ -62,17 +64,53 @@ impl<M: DmaMemory> StreamTable<M> {
         let Some(below) = &mut self.below else { return Ok(self.top.entry(stream_id as usize)) };
         let index = stream_id >> SPLIT;
         let table = match below.entry(index) {
-            std::collections::btree_map::Entry::Occupied(table) => table.into_mut(),
-            std::collections::btree_map::Entry::Vacant(place) => {
+            btree_map::Entry::Occupied(table) => table.into_mut(),
+            btree_map::Entry::Vacant(place) => {
                 let table = aborting(&self.memory, SPLIT)?;
-                let l1std = L1Std(0).with_span(SPLIT + 1).with_l2_ptr(table.address());
-                // Whoever sees the descriptor sees the STEs.
-                self.top.words()[index as usize].store(l1std.0.to_le(), Ordering::Release);
+                publish(&self.top, index, &table);
                 place.insert(table)
             }
         };
-        Ok(table.entry((stream_id & ((1 << SPLIT) - 1)) as usize))
+        Ok(table.entry(inside(stream_id)))
     }
+
+    /// Gives a stream another STE by one write, whatever the difference: a copy of its level 2 table with the new STE
+    /// takes the place of the table. `forget` has the SMMU execute what makes it forget the table. Says whether there is
+    /// a second level to do so in.
+    pub(crate) fn replace(
+        &mut self,
+        stream_id: u32,
+        ste: Ste,
+        forget: impl FnOnce(Command) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let index = stream_id >> SPLIT;
+        let table = self.below.as_mut().and_then(|below| below.get_mut(&index));
+        let Some(table) = table else { return Ok(false) };
+        let copy = Region::new(&self.memory, SPLIT + STE_LOG2)?;
+        copy.fill_from(table);
+        for (to, word) in copy.entry(inside(stream_id)).iter().zip(ste.0) {
+            to.store(word.to_le(), Ordering::Relaxed);
+        }
+        publish(&self.top, index, &copy);
+        let old = std::mem::replace(table, copy);
+        let result =
+            forget(Command::CfgiSteRange { sid: index << SPLIT, range: SPLIT - 1, ssec: false });
+        if result.is_err() {
+            self.doubtful.push(old);
+        }
+        result.map(|()| true)
+    }
+}
+
+/// The place of a stream in its level 2 table.
+fn inside(stream_id: u32) -> usize {
+    (stream_id & ((1 << SPLIT) - 1)) as usize
+}
+
+/// Puts a level 2 table in place: whoever sees it sees its STEs.
+fn publish<M: DmaMemory>(top: &Region<M>, index: u32, table: &Region<M>) {
+    let l1std = L1Std(0).with_span(SPLIT + 1).with_l2_ptr(table.address());
+    top.words()[index as usize].store(l1std.0.to_le(), Ordering::Release);
 }
 
 /// 2^`log2` STEs that abort.

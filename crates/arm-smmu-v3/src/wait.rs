@@ -7,18 +7,18 @@ const SPINS: u32 = 64;
 
 /// Polls until there is something, or until `timeout` has passed and there still is nothing.
 pub(crate) fn until<T>(timeout: Duration, mut poll: impl FnMut() -> Option<T>) -> Option<T> {
-    let mut start = None;
-    for spins in 0.. {
+    for _ in 0..SPINS {
         if let Some(found) = poll() {
             return Some(found);
         }
-        if spins < SPINS {
-            std::hint::spin_loop();
-        } else if start.get_or_insert_with(Instant::now).elapsed() < timeout {
-            std::thread::yield_now();
-        } else {
-            break;
+        std::hint::spin_loop();
+    }
+    let start = Instant::now();
+    while start.elapsed() < timeout {
+        if let Some(found) = poll() {
+            return Some(found);
         }
+        std::thread::yield_now();
     }
     // This thread may have been asleep since it looked.
     poll()

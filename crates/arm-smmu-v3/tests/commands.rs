@@ -50,7 +50,7 @@ fn started(cmdq_log2: u8, timeout: Duration) -> (Driver, Bus, Arc<Ram>, Arc<Ats>
     (smmu, bus, ram, ats)
 }
 
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 const SHORT: Duration = Duration::from_millis(1);
 
 /// A command that can be seen to be executed.

@@ -18,6 +18,8 @@ pub struct Ram {
     heap: Mutex<Heap>,
     /// Reads by the SMMU of more than a word that fail from now on.
     pub failing_reads: AtomicU32,
+    /// After so many more of these reads, all fail.
+    good_reads: AtomicU64,
     /// The SMMU's reads of words are slow: others get a chance in between.
     pub slow: AtomicBool,
 }
@@ -37,6 +39,7 @@ impl Ram {
             words: (0..size / 8).map(|_| AtomicU64::new(0)).collect(),
             heap: Mutex::new(Heap { next: HEAP, used: BTreeMap::new(), free: BTreeMap::new() }),
             failing_reads: AtomicU32::new(0),
+            good_reads: AtomicU64::new(u64::MAX),
             slow: AtomicBool::new(false),
         })
     }
@@ -48,6 +51,11 @@ impl Ram {
 
     pub fn get(&self, address: u64) -> u64 {
         self.words[address as usize / 8].load(Ordering::Acquire)
+    }
+
+    /// The SMMU can read no command after the next `count`.
+    pub fn fail_reads_after(&self, count: u64) {
+        self.good_reads.store(count, Ordering::Release);
     }
 
     /// How many allocations there are.
@@ -126,6 +134,12 @@ impl Memory for Ram {
         let fails = |left: u32| left.checked_sub(1);
         if self.failing_reads.fetch_update(Ordering::AcqRel, Ordering::Acquire, fails).is_ok() {
             return Err(Abort);
+        }
+        if self.good_reads.load(Ordering::Acquire) != u64::MAX {
+            let left = |left: u64| left.checked_sub(1);
+            self.good_reads
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, left)
+                .map_err(|_| Abort)?;
         }
         for (n, byte) in data.iter_mut().enumerate() {
             let at = address + n as u64;

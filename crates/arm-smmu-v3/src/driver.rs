@@ -1,0 +1,231 @@
+//! The driver as the IOMMU core knows drivers.
+
+use std::any::Any;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use iommu::{
+    Capability, Device, DirtyTracking, Group, HwInfo, PagingDomain, PagingFlags, Prot, Target,
+    UserData,
+};
+use pagetable::{MapError, Stage};
+
+use crate::domain::Domain;
+use crate::error::Error;
+use crate::platform::{DmaMemory, Registers};
+use crate::probe::Httu;
+use crate::smmu::Smmu;
+use crate::stream::{Attachment, Stream};
+
+/// `IOMMU_HW_INFO_TYPE_ARM_SMMUV3`.
+const HW_INFO_TYPE: u32 = 2;
+
+/// One SMMU as a driver of the crate `iommu`.
+///
+/// What the core's traits cannot report, a failure of the SMMU to confirm that it has forgotten something, takes the SMMU
+/// out of service: rather than that a device goes on with what is not its own, all abort.
+pub struct Driver<R: Registers, M: DmaMemory> {
+    smmu: Arc<Smmu<R, M>>,
+}
+
+impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
+    /// A driver for that SMMU.
+    pub fn new(smmu: &Arc<Smmu<R, M>>) -> Arc<Self> {
+        Arc::new(Self { smmu: smmu.clone() })
+    }
+
+    /// Puts a device, which uses one stream and PASIDs of up to `pasid_bits` bits, behind the SMMU. As long as nobody owns
+    /// its group it is on identity.
+    pub fn add_device(
+        self: &Arc<Self>,
+        name: impl Into<String>,
+        stream_id: u32,
+        pasid_bits: u8,
+        group: &Arc<Group>,
+    ) -> Result<Arc<Device>, Error> {
+        let stream = Stream::new(&self.smmu, stream_id, pasid_bits)?;
+        stream.attach(Attachment::Identity)?;
+        Ok(Device::new(name, self.clone(), Box::new(stream), group))
+    }
+
+    fn stream(device: &Device) -> Result<&Stream<R, M>, iommu::Error> {
+        device.data().ok_or(iommu::Error::Invalid("not a device of an SMMUv3"))
+    }
+
+    fn domain(&self, domain: &Arc<dyn PagingDomain>) -> Result<Arc<Domain<R, M>>, iommu::Error> {
+        let domain: Arc<dyn Any + Send + Sync> = domain.clone();
+        let ours = domain.downcast::<Domain<R, M>>().ok();
+        ours.filter(|domain| Arc::ptr_eq(domain.smmu(), &self.smmu))
+            .ok_or(iommu::Error::Incompatible("the domain is another IOMMU's"))
+    }
+}
+
+impl From<Error> for iommu::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Probe(_) => Self::Unsupported("this SMMU"),
+            Error::NotAcknowledged(_) => Self::Io("the SMMU does not acknowledge a change"),
+            Error::Commands(_) => Self::Io("the SMMU does not execute commands"),
+            Error::OutOfMemory(_) => Self::NoMemory,
+            Error::StreamId(_) => Self::Invalid("the StreamID is out of range"),
+            Error::StreamInUse(_) => Self::Busy("the stream belongs to another device"),
+            Error::Unsupported(reason) => Self::Unsupported(reason),
+            Error::Exhausted(name) => Self::NoSpace(name),
+            Error::Map(_) => Self::Invalid("the range does not fit the page table"),
+        }
+    }
+}
+
+impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R, M> {
+    fn capable(&self, _: &Device, capability: Capability) -> bool {
+        match capability {
+            // Or it would not have been probed.
+            Capability::CacheCoherency => true,
+            Capability::DirtyTracking => self.smmu.features().httu == Httu::Dirty,
+            Capability::EnforceCacheCoherency | Capability::PciAts => false,
+        }
+    }
+
+    fn max_pasids(&self, device: &Device) -> u32 {
+        let bits = Self::stream(device).map_or(0, Stream::pasid_bits);
+        if bits == 0 { 0 } else { 1 << bits }
+    }
+
+    /// `struct iommu_hw_info_arm_smmuv3`: flags, a reserved word, IDR0 to IDR5, IIDR, AIDR.
+    fn hw_info(&self, _: &Device, data_type: u32) -> Result<HwInfo, iommu::Error> {
+        if data_type != 0 && data_type != HW_INFO_TYPE {
+            return Err(iommu::Error::Unsupported("the type of hardware information"));
+        }
+        let features = self.smmu.features();
+        let words = [0, 0].into_iter().chain(features.idr).chain([features.iidr, features.aidr]);
+        Ok(HwInfo { data_type: HW_INFO_TYPE, data: words.flat_map(u32::to_ne_bytes).collect() })
+    }
+
+    fn alloc_paging(
+        &self,
+        _: &Device,
+        flags: PagingFlags,
+        data: Option<&UserData>,
+    ) -> Result<Arc<dyn PagingDomain>, iommu::Error> {
+        if data.is_some() {
+            return Err(iommu::Error::Unsupported("driver data for a paging domain"));
+        }
+        let nest = flags.contains(PagingFlags::NEST_PARENT);
+        if nest && flags.contains(PagingFlags::PASID) {
+            return Err(iommu::Error::Unsupported("a stage 2 beside PASIDs"));
+        }
+        let stage1 = self.smmu.features().stage1 || flags.contains(PagingFlags::PASID);
+        let stage = if nest || !stage1 { Stage::Two } else { Stage::One };
+        Ok(Domain::new(&self.smmu, stage, flags.contains(PagingFlags::DIRTY_TRACKING))?)
+    }
+
+    fn attach(
+        &self,
+        device: &Device,
+        target: Target,
+        new: &iommu::Domain,
+        _old: &iommu::Domain,
+    ) -> Result<(), iommu::Error> {
+        let stream = Self::stream(device)?;
+        let domain = match new {
+            iommu::Domain::Paging(domain) => Some(self.domain(domain)?),
+            iommu::Domain::Blocked | iommu::Domain::Identity => None,
+            iommu::Domain::Nested(_) => {
+                return Err(iommu::Error::Incompatible("a nested domain of another IOMMU"));
+            }
+        };
+        let result = match (target, domain) {
+            (Target::Rid, Some(domain)) => stream.attach(Attachment::Paging(domain)),
+            (Target::Rid, None) if matches!(new, iommu::Domain::Identity) => {
+                stream.attach(Attachment::Identity)
+            }
+            (Target::Rid, None) => stream.attach(Attachment::Blocked),
+            (Target::Pasid(pasid), Some(domain)) => stream.attach_pasid(pasid, &domain),
+            (Target::Pasid(_), None) if matches!(new, iommu::Domain::Identity) => {
+                return Err(iommu::Error::Unsupported("identity for a PASID"));
+            }
+            (Target::Pasid(pasid), None) => stream.detach_pasid(pasid),
+        };
+        result.map_err(|error| match error {
+            Error::Unsupported(reason) => iommu::Error::Incompatible(reason),
+            error => error.into(),
+        })
+    }
+
+    fn block(&self, device: &Device, target: Target, _old: &iommu::Domain) {
+        let Ok(stream) = Self::stream(device) else { return };
+        let result = match target {
+            Target::Rid => stream.attach(Attachment::Blocked),
+            Target::Pasid(pasid) => stream.detach_pasid(pasid),
+        };
+        self.smmu.must(result);
+    }
+}
+
+impl<R: Registers + 'static, M: DmaMemory + 'static> PagingDomain for Domain<R, M> {
+    fn geometry(&self) -> iommu::Geometry {
+        let geometry = Domain::geometry(self);
+        let aperture: RangeInclusive<u64> = 0..=(1 << geometry.input_bits()) - 1;
+        iommu::Geometry { aperture, page_sizes: geometry.page_sizes() }
+    }
+
+    fn map(
+        &self,
+        iova: u64,
+        pa: u64,
+        len: u64,
+        prot: Prot,
+        largest: u64,
+    ) -> Result<(), iommu::MapError> {
+        let end = iova.checked_add(len).ok_or(iommu::MapError::Invalid)?;
+        let sizes = Domain::geometry(self).page_sizes() & (largest | largest.wrapping_sub(1));
+        Domain::map(self, iova..end, pa, prot, sizes).map_err(|error| match error {
+            Error::Map(MapError::AlreadyMapped(_)) => iommu::MapError::Overlap,
+            // What was there before is still in use, for all that the SMMU says.
+            Error::Map(MapError::OutOfMemory(_)) | Error::Commands(_) => iommu::MapError::NoMemory,
+            _ => iommu::MapError::Invalid,
+        })
+    }
+
+    fn unmap(&self, iova: u64, len: u64) {
+        let Some(end) = iova.checked_add(len) else { return };
+        // An address that cannot be mapped is not mapped; but what should be gone must not stay.
+        if let Err(error @ Error::Map(MapError::CutsLeaf(_) | MapError::Lost(_))) =
+            Domain::unmap(self, iova..end)
+        {
+            self.smmu().must(Err(error));
+        }
+    }
+
+    fn sync(&self) {
+        self.smmu().must(Domain::sync(self));
+    }
+
+    fn iova_to_phys(&self, iova: u64) -> Option<u64> {
+        self.translate(iova)
+    }
+
+    fn dirty(&self) -> Option<&dyn DirtyTracking> {
+        self.tracks_dirty().then_some(self)
+    }
+}
+
+impl<R: Registers + 'static, M: DmaMemory + 'static> DirtyTracking for Domain<R, M> {
+    fn set_enabled(&self, enabled: bool) -> Result<(), iommu::Error> {
+        Ok(self.set_dirty_tracking(enabled)?)
+    }
+
+    fn read_and_clear(&self, iova: u64, len: u64, keep: bool, report: &mut dyn FnMut(u64, u64)) {
+        let limit = 1 << Domain::geometry(self).input_bits();
+        let end = iova.saturating_add(len).min(limit);
+        if iova >= end {
+            return;
+        }
+        let result =
+            self.read_dirty(iova..end, !keep, |part| report(part.start, part.end - part.start));
+        // A range that is no multiple of pages has no leaf to itself.
+        if let Err(error @ Error::Commands(_)) = result {
+            self.smmu().must(Err(error));
+        }
+    }
+}
