@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use iommu::{
-    Capability, Device, DirtyTracking, Group, HwInfo, PagingDomain, PagingFlags, Prot, Target,
-    UserData,
+    Capability, Device, DirtyTracking, Group, HwInfo, PagingDomain, PagingFlags, Pasids, Prot,
+    Target, UserData,
 };
 use pagetable::{MapError, Stage};
 
@@ -86,9 +86,12 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
         }
     }
 
-    fn max_pasids(&self, device: &Device) -> u32 {
+    fn pasids(&self, device: &Device) -> Pasids {
         let bits = Self::stream(device).map_or(0, Stream::pasid_bits);
-        if bits == 0 { 0 } else { 1 << bits }
+        // Requests with a PASID carry both attributes, and the tables judge them.
+        let there = bits > 0;
+        let max = if there { 1 << bits } else { 0 };
+        Pasids { max, exec: there, privileged: there }
     }
 
     /// `struct iommu_hw_info_arm_smmuv3`: flags, a reserved word, IDR0 to IDR5, IIDR, AIDR.

@@ -128,7 +128,7 @@ fn what_the_hardware_is_can_be_read() {
     assert_eq!([word(2), word(3)], [read(Register::Idr0), read(Register::Idr1)]);
     assert_eq!([word(7), word(9)], [read(Register::Idr5), read(Register::Aidr)]);
     assert!(device.driver().hw_info(&device, 1).is_err());
-    assert_eq!(device.driver().max_pasids(&device), 256);
+    assert_eq!(device.driver().pasids(&device).max, 256);
     assert!(device.driver().capable(&device, Capability::DirtyTracking));
     assert!(!device.driver().capable(&device, Capability::PciAts));
 }
