@@ -31,6 +31,12 @@ pub use mm::{
 pub use rustix::io::Errno;
 pub use task::{Capability, OpenFile, Task};
 
+/// Physical addresses have this many bits.
+pub const PHYS_BITS: u32 = 48;
+
+/// From this physical address on there is never memory of a process: the machine has there what is its own.
+pub const MACHINE_START: u64 = 0xe000_0000_0000;
+
 /// Bytes in a page of the client's address space. Hosts with other page sizes
 /// are refused at start-up.
 pub const PAGE_SIZE: u64 = 4096;

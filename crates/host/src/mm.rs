@@ -131,6 +131,21 @@ pub trait PhysMemory: Send + Sync {
     /// A device writes `buf` at `pa`.
     fn write(&self, pa: u64, buf: &[u8]) -> Result<(), BusError>;
 
+    /// A device reads the naturally aligned little-endian word at `pa`, as a whole: what
+    /// translation tables are made of.
+    fn load(&self, pa: u64) -> Result<u64, BusError> {
+        let mut word = [0; 8];
+        self.read(pa, &mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+
+    /// A device replaces the naturally aligned little-endian word at `pa` by `new` if it is
+    /// `current`; returns what was there. Memory that cannot do that aborts the access.
+    fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<u64, BusError> {
+        let _ = (current, new);
+        Err(BusError { pa })
+    }
+
     /// Gives back a run that a pin passed, or a page-aligned part of one.
     fn unpin(&self, run: PhysRun);
 
