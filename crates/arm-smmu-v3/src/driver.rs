@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use iommu::{
     Capability, Device, DirtyTracking, Group, HwInfo, PagingDomain, PagingFlags, Pasids, Prot,
-    Target, UserData,
+    ReservedKind, ReservedRegion, Target, UserData,
 };
 use pagetable::{MapError, Stage};
 
@@ -19,6 +19,9 @@ use crate::stream::{Attachment, Stream};
 
 /// `IOMMU_HW_INFO_TYPE_ARM_SMMUV3`.
 const HW_INFO_TYPE: u32 = 2;
+
+/// Where MSI doorbells are mapped: `MSI_IOVA_BASE` and `MSI_IOVA_LENGTH` of Linux, which VMMs know.
+const MSI_WINDOW: RangeInclusive<u64> = 0x800_0000..=0x80f_ffff;
 
 /// One SMMU as a driver of the crate `iommu`.
 ///
@@ -84,6 +87,10 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
             Capability::DirtyTracking => self.smmu.features().httu == Httu::Dirty,
             Capability::EnforceCacheCoherency | Capability::PciAts => false,
         }
+    }
+
+    fn reserved_regions(&self, _: &Device) -> Vec<ReservedRegion> {
+        vec![ReservedRegion { range: MSI_WINDOW, kind: ReservedKind::SwMsi }]
     }
 
     fn pasids(&self, device: &Device) -> Pasids {
