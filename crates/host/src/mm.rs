@@ -114,12 +114,21 @@ fn charge(counter: &AtomicU64, pages: u64, limit: u64) -> bool {
         .is_ok()
 }
 
-/// A file of the kernel's that may hold memory: a memfd, a file on tmpfs or
-/// hugetlbfs.
-pub trait MemoryFile: Send + Sync {
+/// A file of the kernel's that somebody passed to us: it may hold memory (a memfd, a
+/// file on tmpfs or hugetlbfs), or be an eventfd.
+pub trait KernelFile: Send + Sync {
     /// `memfd_pin_folios()`: pins the page-aligned range `[offset, offset + len)`
     /// as [`Mm::pin`] does.
     fn pin(&self, offset: u64, len: u64, run: &mut dyn FnMut(PhysRun)) -> Result<(), FilePinError>;
+
+    /// Whether it is an eventfd.
+    fn is_eventfd(&self) -> bool {
+        false
+    }
+
+    /// `eventfd_signal()`: adds one to the counter of an eventfd, or nothing if it is full.
+    /// Never waits.
+    fn signal(&self) {}
 }
 
 /// The physical address space that devices reach.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use smmuv3::{Devices, Memory, Refused, Requester, Resume, Transaction};
@@ -48,6 +49,8 @@ pub struct Port {
     doorbells: Arc<Itses>,
     /// What the interrupt controller knows the device by.
     device_id: u32,
+    /// The device is being reset: nothing waits.
+    halted: Arc<AtomicBool>,
     way: Way,
 }
 
@@ -88,7 +91,8 @@ impl Port {
             },
             None => Way::Direct,
         };
-        Self { bus: bus.clone(), doorbells: doorbells.clone(), device_id, way }
+        let halted = Arc::default();
+        Self { bus: bus.clone(), doorbells: doorbells.clone(), device_id, halted, way }
     }
 
     /// A port of the same device for another thread.
@@ -103,7 +107,16 @@ impl Port {
             Way::Direct => Way::Direct,
         };
         let (bus, doorbells) = (self.bus.clone(), self.doorbells.clone());
-        Self { bus, doorbells, device_id: self.device_id, way }
+        Self { bus, doorbells, device_id: self.device_id, halted: self.halted.clone(), way }
+    }
+
+    /// Ends what the device's accesses wait for, and has none of them wait, until it is taken back. For all ports of
+    /// the device.
+    pub fn halt(&self, halt: bool) {
+        self.halted.store(halt, Ordering::Release);
+        if let Way::Translated { stalls, .. } = &self.way {
+            stalls.wake();
+        }
     }
 
     /// What the interrupt controller knows the device by.
@@ -126,7 +139,7 @@ impl Port {
                 Ok(()) => return Ok(()),
                 Err(Refused::RazWi) => Resume::RazWi,
                 Err(Refused::Abort) => Resume::Abort,
-                Err(Refused::Stalled { stag }) => stalls.wait(*stream_id, stag),
+                Err(Refused::Stalled { stag }) => stalls.wait(*stream_id, stag, &self.halted),
             };
             match resume {
                 Resume::Retry => {}
@@ -151,7 +164,7 @@ impl Port {
             let resume = match result {
                 Ok(()) | Err(Refused::RazWi) => return Ok(()),
                 Err(Refused::Abort) => Resume::Abort,
-                Err(Refused::Stalled { stag }) => stalls.wait(*stream_id, stag),
+                Err(Refused::Stalled { stag }) => stalls.wait(*stream_id, stag, &self.halted),
             };
             match resume {
                 Resume::Retry => {}
@@ -209,20 +222,37 @@ fn transaction(stream_id: u32, access: Access, write: bool) -> Transaction {
 /// Transactions that an SMMU has stalled, and what became of them.
 #[derive(Default)]
 pub(crate) struct Stalls {
-    /// Answers that nobody has fetched yet.
-    answers: Mutex<HashMap<(u32, u16), Resume>>,
+    /// By StreamID and STAG.
+    fates: Mutex<HashMap<(u32, u16), Fate>>,
     answered: Condvar,
 }
 
+enum Fate {
+    /// Answered, and nobody has fetched the answer yet.
+    Answered(Resume),
+    /// Nobody waits for the answer any more.
+    Abandoned,
+}
+
 impl Stalls {
-    fn wait(&self, stream_id: u32, stag: u16) -> Resume {
-        let mut answers = self.answers.lock();
+    fn wait(&self, stream_id: u32, stag: u16, halted: &AtomicBool) -> Resume {
+        let mut fates = self.fates.lock();
         loop {
-            if let Some(answer) = answers.remove(&(stream_id, stag)) {
+            if let Some(Fate::Answered(answer)) = fates.remove(&(stream_id, stag)) {
                 return answer;
             }
-            self.answered.wait(&mut answers);
+            if halted.load(Ordering::Acquire) {
+                fates.insert((stream_id, stag), Fate::Abandoned);
+                return Resume::Abort;
+            }
+            self.answered.wait(&mut fates);
         }
+    }
+
+    fn wake(&self) {
+        // With the lock: nobody is between looking and waiting.
+        let _fates = self.fates.lock();
+        self.answered.notify_all();
     }
 }
 
@@ -231,7 +261,10 @@ pub(crate) struct StallEnds(pub(crate) Arc<Stalls>);
 
 impl Devices for StallEnds {
     fn resume(&self, stream_id: u32, stag: u16, action: Resume) {
-        self.0.answers.lock().insert((stream_id, stag), action);
-        self.0.answered.notify_all();
+        let mut fates = self.0.fates.lock();
+        if fates.remove(&(stream_id, stag)).is_none() {
+            fates.insert((stream_id, stag), Fate::Answered(action));
+            self.0.answered.notify_all();
+        }
     }
 }
