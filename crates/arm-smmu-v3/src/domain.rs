@@ -416,3 +416,32 @@ fn geometry(stage: Stage, granule: Granule, output_bits: u8) -> Option<Geometry>
     };
     geometry.map(|geometry| geometry.with_lpa(output_bits == 52))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The smallest aligned power of two that has the range.
+        #[test]
+        fn what_an_endpoint_forgets_covers_the_range(a in 0..1u64 << 52, b in 0..1u64 << 52, far in 0..52u32) {
+            let (start, end) = (a.min(b) >> far << 12 >> 12, (a.max(b) >> far).max(a.min(b) + 1 >> far) + 1);
+            let user = AtsUser { sid: 3, ssid: Some(4), whole: false };
+            let Command::AtcInv { sid: 3, ssid: Some(4), size, addr, .. } = user.forget(&(start..end)) else {
+                return Err(TestCaseError::fail("another command"));
+            };
+            let covers = |size: u8, addr: u64| {
+                u128::from(addr) <= u128::from(start)
+                    && u128::from(addr) + (4096u128 << size) >= u128::from(end)
+            };
+            prop_assert!(size <= 52 && addr.trailing_zeros() >= u32::from(size) + 12 || addr == 0);
+            prop_assert!(covers(size, addr));
+            if size > 0 {
+                let smaller = start >> (size + 11) << (size + 11);
+                prop_assert!(!covers(size - 1, smaller));
+            }
+        }
+    }
+}

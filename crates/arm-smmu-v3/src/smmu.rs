@@ -1,5 +1,6 @@
 //! An SMMU as a whole, and its way from any state into service.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +45,8 @@ pub struct Smmu<R: Registers, M: DmaMemory> {
     commands: CommandQueue<R, M>,
     events: EventQueue<R, M>,
     streams: Mutex<StreamTable<M>>,
+    /// Streams that are not to have ATS, whatever their STEs are to say.
+    without_ats: Mutex<BTreeSet<u32>>,
     /// For good: something failed that must not.
     out_of_service: AtomicBool,
     pub(crate) claims: Claims,
@@ -63,6 +66,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             asids: Ids::new(features.asid_bits),
             vmids: Ids::new(features.vmid_bits),
             claims: Claims::default(),
+            without_ats: Mutex::default(),
             out_of_service: AtomicBool::new(false),
             registers,
             memory,
@@ -110,7 +114,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     fn revoke_ats(&self, stream_id: u32) -> Result<(), Error> {
         tracing::warn!(stream_id, "does not answer ATS invalidations: ATS is off");
         let mut streams = self.streams.lock();
-        streams.without_ats.insert(stream_id);
+        self.without_ats.lock().insert(stream_id);
         let place = streams.ste(stream_id)?;
         let old = Ste(entry::read(place));
         entry::write(place, old, old.with_eats(0), || self.forget_stream(stream_id))
@@ -118,7 +122,12 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
 
     /// The stream is somebody else's now.
     pub(crate) fn permit_ats(&self, stream_id: u32) {
-        self.streams.lock().without_ats.remove(&stream_id);
+        self.without_ats.lock().remove(&stream_id);
+    }
+
+    /// Whether the stream is to have ATS, if its STE says so.
+    pub(crate) fn permits_ats(&self, stream_id: u32) -> bool {
+        !self.without_ats.lock().contains(&stream_id)
     }
 
     /// Takes out of the Event queue what is there. Nothing tells when to look: interrupts are off.
@@ -130,8 +139,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     /// change takes more than one write and the Stream table has but one level.
     pub(crate) fn write_ste(&self, stream_id: u32, new: Ste) -> Result<(), Error> {
         let mut streams = self.streams.lock();
-        let silent = streams.without_ats.contains(&stream_id);
-        let new = if silent { new.with_eats(0) } else { new };
+        let new = if self.permits_ats(stream_id) { new } else { new.with_eats(0) };
         let old = Ste(entry::read(streams.ste(stream_id)?));
         if !entry::is_hitless(old, new)
             && streams.replace(stream_id, new, |forget| Ok(self.run(&[forget])?))?

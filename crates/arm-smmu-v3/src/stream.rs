@@ -412,6 +412,13 @@ impl<R: Registers, M: DmaMemory> Drop for Stream<R, M> {
             // Hardware does not confirm that the stream is blocked: nothing that it uses may go away, ever.
             std::mem::forget(std::mem::replace(self.state.get_mut(), State::new()));
         }
+        let state = self.state.get_mut();
+        if let Some((domain, user)) = state.attachment.ats(self.id) {
+            domain.remove_ats(user);
+        }
+        for (pasid, domain) in &state.pasids {
+            domain.remove_ats(AtsUser { sid: self.id, ssid: Some(*pasid), whole: false });
+        }
         self.smmu.claims.lock().remove(&self.id);
     }
 }

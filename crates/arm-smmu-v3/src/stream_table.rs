@@ -1,6 +1,6 @@
 //! The Stream table (IHI 0070 §3.3.1).
 
-use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::collections::{BTreeMap, btree_map};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,8 +31,6 @@ pub(crate) struct StreamTable<M: DmaMemory> {
     below: Option<BTreeMap<u32, Region<M>>>,
     /// Former level 2 tables of which the SMMU has not confirmed that it has forgotten them.
     doubtful: Vec<Region<M>>,
-    /// Streams that are not to have ATS, whatever their STEs are to say.
-    pub(crate) without_ats: BTreeSet<u32>,
 }
 
 impl<M: DmaMemory> StreamTable<M> {
@@ -43,20 +41,11 @@ impl<M: DmaMemory> StreamTable<M> {
         if features.sid_bits <= 6 || !features.two_level_streams {
             let bits = features.sid_bits.min(LARGEST_LINEAR);
             let top = aborting(&memory, bits)?;
-            return Ok(Self::with(memory, bits, top, None));
+            return Ok(Self { memory, bits, top, below: None, doubtful: Vec::new() });
         }
         let bits = features.sid_bits.min(SPLIT + LARGEST_L1);
         let top = Region::new(&memory, (bits.saturating_sub(SPLIT) + 3).max(6))?;
-        Ok(Self::with(memory, bits, top, Some(BTreeMap::new())))
-    }
-
-    fn with(
-        memory: Arc<M>,
-        bits: u8,
-        top: Region<M>,
-        below: Option<BTreeMap<u32, Region<M>>>,
-    ) -> Self {
-        Self { memory, bits, top, below, doubtful: Vec::new(), without_ats: BTreeSet::new() }
+        Ok(Self { memory, bits, top, below: Some(BTreeMap::new()), doubtful: Vec::new() })
     }
 
     /// What the registers say of it.

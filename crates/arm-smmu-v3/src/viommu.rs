@@ -1,16 +1,17 @@
 //! vIOMMUs: a guest's share of an SMMU.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
 use iommu::{Device, EventSink, NestedDomain, UserArray, UserData};
 use pagetable::Stage;
 use parking_lot::RwLock;
+use smmuv3::wire::Command;
 use uapi::iommufd as u;
 
 use crate::cmdq::{BATCH, CommandsError};
-use crate::domain::Domain;
+use crate::domain::{AtsUser, Domain};
 use crate::driver::Behind;
 use crate::error::Error;
 use crate::guest_command::{Physical, Rewritten, rewrite};
@@ -59,6 +60,26 @@ impl<R: Registers, M: DmaMemory> Viommu<R, M> {
         self.devices.read().by_physical.get(&stream_id).copied()
     }
 
+    /// The stream of a virtual StreamID.
+    fn physical(&self, id: u32) -> Option<Physical> {
+        let Physical { sid, ats } = self.devices.read().by_virtual.get(&id).copied()?;
+        Some(Physical { sid, ats: ats && self.parent.smmu().permits_ats(sid) })
+    }
+
+    /// Has those streams of a batch lose ATS that do not answer: the next batch would wait for them too.
+    fn leave_behind(&self, batch: &[Command]) -> Result<(), Error> {
+        let sids: BTreeSet<u32> = batch
+            .iter()
+            .filter_map(|command| match command {
+                Command::AtcInv { sid, .. } => Some(*sid),
+                _ => None,
+            })
+            .collect();
+        let users: Vec<_> =
+            sids.into_iter().map(|sid| AtsUser { sid, ssid: None, whole: true }).collect();
+        self.parent.smmu().forget_atc(&users, &(0..0))
+    }
+
     /// Where the guest's events go.
     pub(crate) fn events(&self) -> &Arc<dyn EventSink> {
         &self.events
@@ -67,8 +88,8 @@ impl<R: Registers, M: DmaMemory> Viommu<R, M> {
     /// Executes commands of the guest, two words each, in order. Returns how many were executed and are complete, and
     /// why it was not all of them.
     ///
-    /// Where a device does not answer an ATS invalidation, the error is [`CommandsError::AtcTimeout`], and the commands
-    /// with the invalidation among them count as executed.
+    /// Where a device does not answer an ATS invalidation, that is an error, and the commands up to the next `CMD_SYNC`
+    /// with the invalidation among them count as executed. The device has no ATS from then on.
     pub fn run(
         &self,
         commands: impl IntoIterator<Item = Result<[u64; 2], iommu::Error>>,
@@ -85,7 +106,7 @@ impl<R: Registers, M: DmaMemory> Viommu<R, M> {
             let mut end = done;
             let mut last = None;
             while batch.len() < BATCH && last.is_none() {
-                let stream = |id| self.devices.read().by_virtual.get(&id).copied();
+                let stream = |id| self.physical(id);
                 match commands.next() {
                     None => last = Some(Ok(())),
                     Some(Err(error)) => last = Some(Err(error)),
@@ -106,10 +127,14 @@ impl<R: Registers, M: DmaMemory> Viommu<R, M> {
                     CommandsError::Illegal { index, .. } => {
                         (before(index), Err(iommu::Error::Io("the SMMU refuses a command")))
                     }
-                    CommandsError::AtcTimeout { executed } => (
-                        before(executed),
-                        Err(iommu::Error::Io("a device does not answer an ATS invalidation")),
-                    ),
+                    CommandsError::AtcTimeout { executed } => {
+                        let reason = "a device does not answer an ATS invalidation";
+                        let result = self.leave_behind(&batch[..executed.min(batch.len())]);
+                        (
+                            before(executed),
+                            result.map_err(Into::into).and(Err(iommu::Error::Io(reason))),
+                        )
+                    }
                     CommandsError::Unreadable | CommandsError::Timeout => {
                         (done, Err(Error::from(error).into()))
                     }

@@ -15,7 +15,7 @@ use iommu::{
 };
 use pagetable::{Gather, Geometry, Granule, Mapper, OutOfMemory, Stage1Attributes, TableMemory};
 use smmuv3::wire::{Cd, Command, Ste};
-use smmuv3::{Refused, Requester, Transaction};
+use smmuv3::{AtcCompletion, AtcInvalidate, Refused, Requester, Transaction};
 
 use crate::common::{Bus, Ram, machine_with};
 
@@ -235,5 +235,20 @@ impl Space {
         let cd = cd.with_t0sz(25).with_ir0(1).with_or0(1).with_sh0(3).with_epd1(true);
         let cd = cd.with_ips(5).with_ttb0(self.mapper.table().base()).with_mair(0xff);
         cd.with_aset(true).with_asid(self.asid)
+    }
+}
+
+/// Remembers what devices are asked to forget; device `deaf` does not answer.
+#[derive(Default)]
+pub struct Atcs {
+    pub asked: Mutex<Vec<AtcInvalidate>>,
+    pub deaf: Mutex<Option<u32>>,
+}
+
+impl smmuv3::Devices for Atcs {
+    fn atc_invalidate(&self, _: u64, request: AtcInvalidate) -> AtcCompletion {
+        self.asked.lock().unwrap().push(request);
+        let deaf = *self.deaf.lock().unwrap() == Some(request.stream_id);
+        if deaf { AtcCompletion::Timeout } else { AtcCompletion::Done }
     }
 }
