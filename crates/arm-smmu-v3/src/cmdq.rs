@@ -23,7 +23,7 @@ const COMMAND_LOG2: u8 = 4;
 /// log2 of the most entries that the queue is given: more would not be in use at a time.
 const LARGEST_LOG2: u8 = 10;
 /// The most commands between two `CMD_SYNC`.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 /// How often the SMMU may try to read a command that it could not read.
 const READS: u32 = 8;
 

@@ -1,5 +1,7 @@
 //! An SMMU as a whole, and its way from any state into service.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,6 +11,7 @@ use smmuv3::wire::register::{Cr0, Cr1, Cr2, Gbpa};
 use smmuv3::wire::{Command, Register, Ste};
 
 use crate::cmdq::{CommandQueue, CommandsError};
+use crate::domain::AtsUser;
 use crate::entry;
 use crate::error::Error;
 use crate::eventq::{EventQueue, Events};
@@ -42,6 +45,8 @@ pub struct Smmu<R: Registers, M: DmaMemory> {
     commands: CommandQueue<R, M>,
     events: EventQueue<R, M>,
     streams: Mutex<StreamTable<M>>,
+    /// Streams that are not to have ATS, whatever their STEs are to say.
+    without_ats: Mutex<BTreeSet<u32>>,
     /// For good: something failed that must not.
     out_of_service: AtomicBool,
     pub(crate) claims: Claims,
@@ -61,6 +66,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             asids: Ids::new(features.asid_bits),
             vmids: Ids::new(features.vmid_bits),
             claims: Claims::default(),
+            without_ats: Mutex::default(),
             out_of_service: AtomicBool::new(false),
             registers,
             memory,
@@ -81,10 +87,47 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
 
     /// Has commands executed in order; returns when all are complete. Out of service there is nothing left to do.
     pub fn run(&self, commands: &[Command]) -> Result<(), CommandsError> {
-        if self.out_of_service.load(Ordering::Acquire) {
+        if commands.is_empty() || self.out_of_service.load(Ordering::Acquire) {
             return Ok(());
         }
         self.commands.run(commands)
+    }
+
+    /// Has streams that keep translations of a domain forget those of a range. One that does not answer may not use
+    /// any from now on, and is given no more.
+    pub(crate) fn forget_atc(&self, users: &[AtsUser], range: &Range<u64>) -> Result<(), Error> {
+        let commands: Vec<_> = users.iter().map(|user| user.forget(range)).collect();
+        let Err(error) = self.run(&commands) else { return Ok(()) };
+        if !matches!(error, CommandsError::AtcTimeout { .. }) {
+            return Err(error.into());
+        }
+        for (user, command) in users.iter().zip(commands) {
+            match self.run(&[command]) {
+                Err(CommandsError::AtcTimeout { .. }) => self.revoke_ats(user.sid)?,
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the SMMU refuse what a stream has translated itself.
+    fn revoke_ats(&self, stream_id: u32) -> Result<(), Error> {
+        tracing::warn!(stream_id, "does not answer ATS invalidations: ATS is off");
+        let mut streams = self.streams.lock();
+        self.without_ats.lock().insert(stream_id);
+        let place = streams.ste(stream_id)?;
+        let old = Ste(entry::read(place));
+        entry::write(place, old, old.with_eats(0), || self.forget_stream(stream_id))
+    }
+
+    /// The stream is somebody else's now.
+    pub(crate) fn permit_ats(&self, stream_id: u32) {
+        self.without_ats.lock().remove(&stream_id);
+    }
+
+    /// Whether the stream is to have ATS, if its STE says so.
+    pub(crate) fn permits_ats(&self, stream_id: u32) -> bool {
+        !self.without_ats.lock().contains(&stream_id)
     }
 
     /// Takes out of the Event queue what is there. Nothing tells when to look: interrupts are off.
@@ -96,6 +139,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     /// change takes more than one write and the Stream table has but one level.
     pub(crate) fn write_ste(&self, stream_id: u32, new: Ste) -> Result<(), Error> {
         let mut streams = self.streams.lock();
+        let new = if self.permits_ats(stream_id) { new } else { new.with_eats(0) };
         let old = Ste(entry::read(streams.ste(stream_id)?));
         if !entry::is_hitless(old, new)
             && streams.replace(stream_id, new, |forget| Ok(self.run(&[forget])?))?
@@ -127,7 +171,8 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         // Errors of an earlier life are nobody's now, and would stop the queue.
         self.write(Register::Gerrorn, read(&*self.registers, Register::Gerror));
 
-        let mut cr0 = Cr0(0).with_cmdqen(true);
+        // Or devices could use whatever address they say is translated.
+        let mut cr0 = Cr0(0).with_cmdqen(true).with_atschk(self.features.ats);
         self.set_cr0(cr0)?;
         self.forget_all()?;
         cr0 = cr0.with_eventqen(true);

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arm_smmu_v3::{Driver, Options, Prot, Smmu};
+use arm_smmu_v3::{DeviceOptions, Driver, Options, Prot, Smmu};
 use common::{Bus, Model, Ram, machine};
 use iommu::{
     Attachment, Capability, Device, Domain, Error, Group, MapError, OwnerId, PagingDomain,
@@ -36,7 +36,8 @@ impl Machine {
     }
 
     fn device(&self, stream_id: u32, pasid_bits: u8) -> Arc<Device> {
-        self.driver.add_device("device", stream_id, pasid_bits, &self.group).unwrap()
+        let options = DeviceOptions { pasid_bits, ..DeviceOptions::default() };
+        self.driver.add_device("device", stream_id, options, &self.group).unwrap()
     }
 
     fn read(&mut self, transaction: &Transaction) -> Option<u64> {
@@ -110,7 +111,8 @@ fn a_domain_is_refused_where_it_cannot_serve() {
         assert_eq!(m.read(&at), Some(1 << 30), "stays where it is");
     }
     assert!(group.attach(Target::Pasid(256), on(&own)).is_err());
-    let taken = m.driver.add_device("other", 1, 0, &group).map(|_| ()).unwrap_err();
+    let taken =
+        m.driver.add_device("other", 1, DeviceOptions::default(), &group).map(|_| ()).unwrap_err();
     assert_eq!(taken, arm_smmu_v3::Error::StreamInUse(1));
     group.detach(Target::Pasid(9));
     assert_eq!(m.read(&at.with_substream(9)), None);

@@ -23,6 +23,7 @@ use host::PhysMemory;
 use iommu::{Device, Doorbells, Group, NoIommu};
 use parking_lot::Mutex;
 
+pub use arm_smmu_v3::DeviceOptions;
 pub use bus::Bus;
 pub use irq::Spawn;
 pub use its::{Its, ItsDevice, ItsError, Sink};
@@ -54,8 +55,8 @@ pub enum Place<'a> {
         smmu: &'a Smmu,
         /// Its StreamID, which no other device of this SMMU has.
         stream_id: u32,
-        /// Bits of PASID that it uses; 0 is none.
-        pasid_bits: u8,
+        /// What it can do.
+        options: DeviceOptions,
         /// Devices that share a domain.
         group: &'a Arc<Group>,
     },
@@ -135,8 +136,8 @@ impl Platform {
         let device_id = self.next_device.fetch_add(1, Ordering::Relaxed);
         let port = |behind| Port::new(&self.bus, &self.itses, device_id, behind);
         match place {
-            Place::Smmu { smmu, stream_id, pasid_bits, group } => {
-                let device = smmu.driver.add_device(name, *stream_id, *pasid_bits, group)?;
+            Place::Smmu { smmu, stream_id, options, group } => {
+                let device = smmu.driver.add_device(name, *stream_id, options.clone(), group)?;
                 Ok((device, port(Some((smmu.model(), *stream_id, &smmu.stalls)))))
             }
             Place::Direct => Ok((NoIommu::add_device(name), port(None))),

@@ -9,7 +9,7 @@ use host::{Errno, File, Mm};
 use host_fake::{BASE, FakeHost, FakeTask};
 use iommu::{Device, Doorbells, Group, Target};
 use iommufd::{Context, Iommufd};
-use platform::{Access, ItsDevice, Place, Platform, Port, Sink, Smmu};
+use platform::{Access, DeviceOptions, ItsDevice, Place, Platform, Port, Sink, Smmu};
 use uapi::iommufd as u;
 use uapi::{Plain, nr};
 
@@ -62,7 +62,8 @@ impl Machine {
 
     fn device(&self, stream_id: u32) -> (Arc<Device>, Port) {
         let group = Group::new();
-        let place = Place::Smmu { smmu: &self.smmu, stream_id, pasid_bits: 0, group: &group };
+        let options = DeviceOptions::default();
+        let place = Place::Smmu { smmu: &self.smmu, stream_id, options, group: &group };
         self.platform.add_device("device", &place).unwrap()
     }
 

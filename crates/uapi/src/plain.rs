@@ -78,6 +78,10 @@ plain! {
     i::iommu_hwpt_set_dirty_tracking: 16 [size, flags, hwpt_id, __reserved];
     i::iommu_hwpt_get_dirty_bitmap: 48 [size, hwpt_id, flags, __reserved, iova, length, page_size, data];
     i::iommu_hwpt_invalidate: 32 [size, hwpt_id, data_uptr, data_type, entry_len, entry_num, __reserved];
+    i::iommu_hwpt_arm_smmuv3: 16 [ste];
+    i::iommu_hw_info_arm_smmuv3: 40 [flags, __reserved, idr, iidr, aidr];
+    i::iommu_viommu_arm_smmuv3_invalidate: 16 [cmd];
+    i::iommu_vevent_arm_smmuv3: 32 [evt];
     i::iommu_hwpt_pgfault: 40 [flags, dev_id, pasid, grpid, perm, __reserved, addr, length, cookie];
     i::iommu_hwpt_page_response: 8 [cookie, code];
     i::iommu_fault_alloc: 16 [size, flags, out_fault_id, out_fault_fd];
