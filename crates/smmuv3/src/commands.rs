@@ -1,5 +1,6 @@
 //! The SMMU as a consumer: the Command queue (§4, §7.1).
 
+use crate::accelerator::Collected;
 use crate::cache::generation::StreamWorld;
 use crate::front::{Effect, Front};
 use crate::options::StallModel;
@@ -11,17 +12,19 @@ use crate::wire::register::{CmdqCons, CommandError, Prod, Register};
 use crate::wire::{Command, TlbiVa};
 
 /// log2 of the size of a command, in bytes.
-const COMMAND_LOG2: u32 = 4;
+pub(crate) const COMMAND_LOG2: u32 = 4;
 
 /// Effects of commands that may wait to be carried out. More commands run once these are.
 const EFFECTS: usize = 64;
 
 /// ATS invalidations that may be without an answer at a time; PCIe has 32 tags for each function.
-const ATC_INVALIDATIONS: usize = 64;
+pub(crate) const ATC_INVALIDATIONS: usize = 64;
 
 /// What became of a command.
 enum Outcome {
     Consumed,
+    /// It is part of a batch that the accelerator gets.
+    Collected,
     /// It stays at the head of the queue until something else has happened.
     Waits,
     Error(CommandError),
@@ -44,8 +47,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             && front.effects.len() < EFFECTS
             && front.cr0().cmdqen()
             && !front.active(CMDQ_ERR)
+            && !front.assigned.waits()
         {
-            let cons = CmdqCons(front.word(Register::CmdqCons));
+            let consumed = CmdqCons(front.word(Register::CmdqCons));
+            let collected = front.assigned.collected();
+            let cons = consumed.with_rd(collected.unwrap_or(consumed.rd()));
             if ring.is_empty(Prod(front.word(Register::CmdqProd)).wr(), cons.rd()) {
                 break;
             }
@@ -71,7 +77,10 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                         front.effects.push_back(Effect::Pulse(Wire::Sev));
                     }
                 }
+                Outcome::Collected => {}
                 Outcome::Waits => break,
+                // Not before what precedes it.
+                Outcome::Error(_) if collected.is_some() => break,
                 Outcome::Error(error) => {
                     let cons = CmdqCons(front.word(Register::CmdqCons)).with_err(error as u8);
                     front.set(Register::CmdqCons, cons.0.into());
@@ -80,6 +89,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 }
             }
         }
+        front.send_batch();
         progress
     }
 
@@ -91,6 +101,13 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         if !self.legal(&command) {
             return ILLEGAL;
+        }
+        if self.accelerator.get().is_some() {
+            match self.collect(front, command, next) {
+                Collected::Added => return Outcome::Collected,
+                Collected::Boundary => return Outcome::Waits,
+                Collected::Not => {}
+            }
         }
         if let Command::Sync { cs, msi_data, msi_address, .. } = command {
             return self.sync(front, cs, msi_address, msi_data, next);
@@ -131,7 +148,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     }
 
     /// Carries out a legal command.
-    fn carry_out(&self, front: &mut Front, command: Command) {
+    pub(crate) fn carry_out(&self, front: &mut Front, command: Command) {
         // Without stage 2 there are no VMIDs.
         let vmid = |vmid: u16| if self.options.stage2 { vmid } else { 0 };
         match command {
@@ -196,7 +213,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         msi_data: u32,
         next: CmdqCons,
     ) -> Outcome {
-        if !front.atc_pending.is_empty() {
+        if !front.atc_pending.is_empty() || front.assigned.busy() {
             return Outcome::Waits;
         }
         if std::mem::take(&mut front.atc_failed) {
@@ -269,7 +286,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         size: u8,
         addr: u64,
     ) {
-        if !front.cr0().smmuen() {
+        if !front.cr0().smmuen() || front.assigned.contains(sid) {
             return;
         }
         let substream_id = ssid.filter(|_| self.options.ssid_bits > 0);

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 
+use crate::accelerator::Assigned;
 use crate::cache::in_flight::Outstanding;
 use crate::options::{Httu, Options, StallModel, Version};
 use crate::platform::{AtcInvalidate, PageResponse, Resume, Wire};
@@ -14,9 +15,27 @@ use crate::wire::register::{Aidr, Cr0, Gbpa, Idr0, Idr1, Idr3, Idr5, Register, R
 #[derive(Debug)]
 pub(crate) enum Effect {
     Pulse(Wire),
-    AtcInvalidate { tag: u64, request: AtcInvalidate },
+    AtcInvalidate {
+        tag: u64,
+        request: AtcInvalidate,
+    },
     PageResponse(PageResponse),
-    Resume { stream_id: u32, stag: u16, action: Resume },
+    Resume {
+        stream_id: u32,
+        stag: u16,
+        action: Resume,
+    },
+    /// The accelerator installs the configuration that the stream has then.
+    Install {
+        stream_id: u32,
+    },
+    /// The accelerator forgets all translations.
+    Flush,
+    /// The accelerator carries out a batch of invalidations.
+    Forward {
+        tag: u64,
+        commands: Vec<[u64; 2]>,
+    },
 }
 
 /// A transaction that waits for `CMD_RESUME`.
@@ -50,7 +69,7 @@ pub(crate) struct Front {
     pub(crate) sync: Option<Outstanding>,
     /// What the acknowledgement of `CR0.SMMUEN` waits for.
     pub(crate) enable: Option<Outstanding>,
-    /// A device has queued page requests of this group: not yet part of state.
+    pub(crate) assigned: Assigned,
     command_queue_entries: u32,
 }
 
@@ -69,6 +88,7 @@ impl Front {
             atc_failed: false,
             sync: None,
             enable: None,
+            assigned: Assigned::default(),
             command_queue_entries: 1 << options.cmdq_log2,
         };
         front.set(Register::Idr0, idr0(options).0.into());

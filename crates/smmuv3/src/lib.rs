@@ -6,11 +6,12 @@
 //! SMMU as consumer) and `queues` (as producer). `fetch` finds STEs and CDs, `config` decodes them into a context once,
 //! `translate` walks; a fault is neutral until `resolve` turns it into an event. `cache` remembers: `slot` is an
 //! entry read without a lock, `generation` forgets address spaces in constant time, `in_flight` is why a `CMD_SYNC`
-//! means what it says.
+//! means what it says. `accelerator` hands streams to somebody else.
 #![forbid(unsafe_code)]
 // The hit path is one function in the end.
 #![allow(clippy::inline_always)]
 
+mod accelerator;
 mod ats;
 mod attributes;
 mod cache;
@@ -36,6 +37,9 @@ mod translate;
 pub mod vm_memory;
 pub mod wire;
 
+pub use accelerator::{
+    ASSIGNED_MAX, Accelerator, AlreadyAccelerated, AssignError, Refusal, StreamConfig,
+};
 pub use ats::{AtsError, AtsRequest, AtsTranslation};
 pub use attributes::Attributes;
 pub use cache::generation::StreamWorld;

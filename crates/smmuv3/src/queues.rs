@@ -30,8 +30,17 @@ enum Source {
 }
 
 impl Front {
-    fn events_delivered(&self) -> bool {
+    pub(crate) fn events_delivered(&self) -> bool {
         self.cr0().eventqen() && !self.active(EVENTQ_ABT_ERR)
+    }
+
+    /// An event is lost (§7.4).
+    pub(crate) fn overflow_events(&mut self) {
+        let prod = Prod(self.word(Register::EventqProd));
+        let cons = Cons(self.word(Register::EventqCons));
+        if prod.ovflg() == cons.ovackflg() {
+            self.set(Register::EventqProd, prod.with_ovflg(!prod.ovflg()).0.into());
+        }
     }
 
     /// Has the stalled transactions tried again whose events could not be recorded so far: what a `CMD_SYNC`
@@ -112,12 +121,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             return;
         }
         if self.event_queue_full(front) {
-            let prod = Prod(front.word(Register::EventqProd));
-            let cons = Cons(front.word(Register::EventqCons));
-            if prod.ovflg() == cons.ovackflg() {
-                front.set(Register::EventqProd, prod.with_ovflg(!prod.ovflg()).0.into());
-            }
-            return;
+            return front.overflow_events();
         }
         self.write_event(front, event);
     }

@@ -115,6 +115,10 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 (Register::EventqBase, o.eventq_log2, 1 << 31)
             }
             Register::PriqProd | Register::PriqCons => (Register::PriqBase, o.priq_log2, 1 << 31),
+            // An update that the host has yet to make.
+            Register::Gbpa if !front.cr0().smmuen() && front.assigned.busy() => {
+                return Gbpa(front.word(register)).with_update(true).0.into();
+            }
             _ => return front.value(register),
         };
         let (_, ring) = front.queue(base, 0, max_log2);
@@ -160,6 +164,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                     front.set(register, new);
                     self.live.set(front);
                     self.tlb.invalidate_all_streams();
+                    self.refresh_all(front, None);
                 }
             }
             Register::Cr0 => self.write_cr0(front, Cr0(old as u32), Cr0(new as u32)),
@@ -196,7 +201,8 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         front.set(Register::Cr0, new.0.into());
         // SMMUEN == 0 implies PRIQEN == 0 in effect; the bits themselves are acknowledged as written.
         let ack = Cr0(front.word(Register::Cr0Ack));
-        let mut now = new.with_smmuen(ack.smmuen());
+        let mut now =
+            new.with_smmuen(ack.smmuen()).with_cmdqen(new.cmdqen() || front.assigned.waits());
         if old.smmuen() != new.smmuen() || old.atschk() != new.atschk() {
             self.live.set(front);
             self.tlb.invalidate_all_streams();
@@ -205,9 +211,10 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             if !new.smmuen() {
                 front.end_stalls(|_| true, Resume::Abort);
             }
+            self.refresh_all(front, None);
             // Acknowledged once no transaction is under way that saw the old value.
             let outstanding = self.in_flight.outstanding();
-            if outstanding.is_empty() {
+            if outstanding.is_empty() && !front.assigned.busy() {
                 now = now.with_smmuen(new.smmuen());
                 self.in_flight.forget_unless(front.sync.is_some());
                 front.enable = None;
@@ -229,7 +236,9 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
 
     /// Acknowledges `CR0.SMMUEN` if that waited and need not any longer.
     pub(crate) fn acknowledge_enable(&self, front: &mut Front) {
-        if front.enable.as_mut().is_some_and(super::cache::in_flight::Outstanding::refresh) {
+        if !front.assigned.busy()
+            && front.enable.as_mut().is_some_and(super::cache::in_flight::Outstanding::refresh)
+        {
             front.enable = None;
             let ack = Cr0(front.word(Register::Cr0Ack)).with_smmuen(front.cr0().smmuen());
             if !ack.smmuen() {

@@ -1,10 +1,11 @@
 //! The SMMU as a whole: what is shared between the register bus, the devices and the caches.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use crate::accelerator::Accelerator;
 use crate::cache::in_flight::InFlight;
 use crate::cache::tlb::{Before, Tlb};
 use crate::config::{Context, Rules};
@@ -26,6 +27,7 @@ pub struct Smmu<M, F = SeqCst> {
     pub(crate) memory: M,
     pub(crate) interrupts: Box<dyn Interrupts>,
     pub(crate) devices: Box<dyn Devices>,
+    pub(crate) accelerator: OnceLock<Box<dyn Accelerator>>,
     pub(crate) tlb: Tlb,
     pub(crate) in_flight: InFlight<F>,
     pub(crate) live: Live,
@@ -97,6 +99,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             front: Mutex::new(front),
             interrupts: Box::new(interrupts),
             devices: Box::new(devices),
+            accelerator: OnceLock::new(),
             memory,
             options,
         }))
@@ -165,10 +168,19 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     fn perform(&self, effect: Effect) {
         match effect {
             Effect::Pulse(wire) => self.interrupts.pulse(wire),
-            Effect::PageResponse(response) => self.devices.page_response(response),
+            Effect::PageResponse(response) => {
+                let assigned = self.front.lock().assigned.contains(response.stream_id);
+                match self.accelerator.get() {
+                    Some(accelerator) if assigned => accelerator.page_response(response),
+                    _ => self.devices.page_response(response),
+                }
+            }
             Effect::Resume { stream_id, stag, action } => {
                 self.devices.resume(stream_id, stag, action);
             }
+            Effect::Install { stream_id } => self.install(stream_id),
+            Effect::Flush => self.flush(),
+            Effect::Forward { tag, commands } => self.forward(tag, &commands),
             Effect::AtcInvalidate { tag, request } => {
                 match self.devices.atc_invalidate(tag, request) {
                     AtcCompletion::Done => self.front.lock().atc_done(tag, true),

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::accelerator::StreamConfig;
 use crate::front::{Front, Stalled};
 use crate::platform::{Memory, Resume};
 use crate::smmu::Smmu;
@@ -138,10 +139,15 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     }
 
     /// What a reset line does: registers as out of reset, nothing cached, stalled transactions aborted.
+    ///
+    /// Assigned streams do first what `GBPA` will say.
     pub fn reset(&self) {
         {
             let mut front = self.front.lock();
             front.end_stalls(|_| true, Resume::Abort);
+            let abort = self.options.reset_abort;
+            let policy = if abort { StreamConfig::Abort } else { StreamConfig::Bypass };
+            self.refresh_all(&mut front, Some(policy));
         }
         self.poll();
         self.replace(Front::new(&self.options));
@@ -151,11 +157,13 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         {
             let mut front = self.front.lock();
             let draining = front.draining;
+            let assigned = std::mem::take(&mut front.assigned).restart();
             *front = new;
-            front.draining = draining;
+            (front.draining, front.assigned) = (draining, assigned);
             self.live.set(&front);
             self.tlb.invalidate_all_streams();
             self.tlb.invalidate_all();
+            self.refresh_all(&mut front, None);
             self.in_flight.forget_unless(false);
             self.report_stalled(&mut front);
         }
