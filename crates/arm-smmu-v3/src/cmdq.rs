@@ -202,6 +202,19 @@ impl<R: Registers, M: DmaMemory> CommandQueue<R, M> {
         Some(start)
     }
 
+    /// Acknowledges global errors that are not the queue's own, and returns which were active.
+    pub(crate) fn acknowledge_others(&self) -> Gerror {
+        // GERRORN is written under this lock only.
+        let _state = self.state.lock();
+        let gerror = Gerror(read(&*self.registers, Register::Gerror));
+        let gerrorn = Gerror(read(&*self.registers, Register::Gerrorn));
+        let active = Gerror(gerror.0 ^ gerrorn.0).with_cmdq_err(false);
+        if active.0 != 0 {
+            write(&*self.registers, Register::Gerrorn, gerrorn.0 ^ active.0);
+        }
+        active
+    }
+
     fn store(&self, position: u64, command: &Command) {
         let index = 2 * self.ring.index(position as u32) as usize;
         let slot = &self.region.words()[index..index + 2];

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use iommu::{
     Capability, Device, DirtyTracking, Group, HwInfo, PagingDomain, PagingFlags, Pasids, Prot,
@@ -12,6 +12,7 @@ use pagetable::{MapError, Stage};
 
 use crate::domain::Domain;
 use crate::error::Error;
+use crate::faults::{Faults, Port};
 use crate::nested::Nested;
 use crate::platform::{DmaMemory, Registers};
 use crate::probe::Httu;
@@ -29,13 +30,23 @@ pub struct DeviceOptions {
     pub pasid_bits: u8,
     /// It uses ATS.
     pub ats: bool,
-    /// Its transactions may stall.
+    /// It uses PRI, which takes ATS.
+    pub pri: bool,
+    /// Its transactions may stall, where a domain's owner handles page requests. Not beside PRI.
     pub stalls: bool,
+    /// IOVAs that it cannot use, beside the window for MSI doorbells, which gives way to regions of that kind.
+    pub reserved: Vec<ReservedRegion>,
 }
+
+/// Where doorbells are mapped unless the device has another place for them: Linux's.
+const SW_MSI: RangeInclusive<u64> = 0x800_0000..=0x80f_ffff;
 
 /// What the driver keeps with a device.
 pub(crate) struct Behind<R: Registers, M: DmaMemory> {
     pub(crate) stream: Stream<R, M>,
+    /// It uses PRI.
+    pub(crate) pri: bool,
+    reserved: Vec<ReservedRegion>,
 }
 
 impl<R: Registers + 'static, M: DmaMemory + 'static> Behind<R, M> {
@@ -53,12 +64,32 @@ const MSI_WINDOW: RangeInclusive<u64> = 0x800_0000..=0x80f_ffff;
 /// out of service: rather than that a device goes on with what is not its own, all abort.
 pub struct Driver<R: Registers, M: DmaMemory> {
     smmu: Arc<Smmu<R, M>>,
+    faults: Faults<R, M>,
 }
 
 impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
     /// A driver for that SMMU.
     pub fn new(smmu: &Arc<Smmu<R, M>>) -> Arc<Self> {
-        Arc::new(Self { smmu: smmu.clone() })
+        Arc::new(Self { smmu: smmu.clone(), faults: Faults::default() })
+    }
+
+    /// The SMMU.
+    pub fn smmu(&self) -> &Arc<Smmu<R, M>> {
+        &self.smmu
+    }
+
+    pub(crate) fn faults(&self) -> &Faults<R, M> {
+        &self.faults
+    }
+
+    /// From now on, events of a stream are for the guest of that attachment, if it is a guest's.
+    fn route(&self, stream_id: u32, attachment: &Attachment<R, M>) {
+        if let Some(port) = self.faults.ports.write().get_mut(&stream_id) {
+            port.guest = match attachment {
+                Attachment::Nested(nested) => Arc::downgrade(nested.viommu()),
+                _ => Weak::new(),
+            };
+        }
     }
 
     /// Puts a device, which uses one stream, behind the SMMU. As long as nobody owns its group it is on identity.
@@ -69,10 +100,25 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
         options: DeviceOptions,
         group: &Arc<Group>,
     ) -> Result<Arc<Device>, Error> {
-        let DeviceOptions { pasid_bits, ats, stalls } = options;
+        let DeviceOptions { pasid_bits, ats, pri, stalls, mut reserved } = options;
+        if pri && !(ats && self.smmu.features().pri) {
+            return Err(Error::Unsupported("PRI without ATS, or the SMMU does not have it"));
+        }
+        if pri && stalls {
+            return Err(Error::Unsupported("PRI and stalls of one device"));
+        }
+        let is_msi = |kind| matches!(kind, ReservedKind::Msi | ReservedKind::SwMsi);
+        if !reserved.iter().any(|region| is_msi(region.kind)) {
+            reserved.push(ReservedRegion { range: SW_MSI, kind: ReservedKind::SwMsi });
+        }
         let stream = Stream::new(&self.smmu, stream_id, StreamOptions { pasid_bits, ats, stalls })?;
         stream.attach(Attachment::Identity)?;
-        Ok(Device::new(name, self.clone(), Box::new(Behind { stream }), group))
+        let behind = Behind { stream, pri, reserved };
+        let device = Device::new(name, self.clone(), Box::new(behind), group);
+        let mut ports = self.faults.ports.write();
+        ports.retain(|_, port| port.device.strong_count() > 0);
+        ports.insert(stream_id, Port::new(&device));
+        Ok(device)
     }
 
     fn stream(device: &Device) -> Result<&Stream<R, M>, iommu::Error> {
@@ -183,7 +229,13 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
     ) -> Result<(), iommu::Error> {
         let stream = Self::stream(device)?;
         let result = match (target, self.attachment(new)?) {
-            (Target::Rid, attachment) => stream.attach(attachment),
+            (Target::Rid, attachment) => {
+                let result = stream.attach(attachment.clone());
+                if result.is_ok() {
+                    self.route(stream.id(), &attachment);
+                }
+                result
+            }
             (Target::Pasid(pasid), Attachment::Blocked) => stream.detach_pasid(pasid),
             (Target::Pasid(pasid), Attachment::Paging(domain)) => {
                 stream.attach_pasid(pasid, &domain)
@@ -201,10 +253,26 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
     fn block(&self, device: &Device, target: Target, _old: &iommu::Domain) {
         let Ok(stream) = Self::stream(device) else { return };
         let result = match target {
-            Target::Rid => stream.attach(Attachment::Blocked),
+            Target::Rid => {
+                self.route(stream.id(), &Attachment::Blocked);
+                stream.attach(Attachment::Blocked)
+            }
             Target::Pasid(pasid) => stream.detach_pasid(pasid),
         };
         self.smmu.must(result);
+    }
+
+    fn reserved_regions(&self, device: &Device) -> Vec<ReservedRegion> {
+        Behind::<R, M>::of(device).map_or_else(|_| Vec::new(), |behind| behind.reserved.clone())
+    }
+
+    fn page_response(
+        &self,
+        device: &Device,
+        last: &iommu::PageRequest,
+        response: iommu::PageResponse,
+    ) {
+        self.respond(device, last, response);
     }
 
     fn has_viommu(&self, _: &Device, viommu_type: u32) -> bool {

@@ -7,17 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use smmuv3::wire::register::{Cr0, Cr1, Cr2, Gbpa};
-use smmuv3::wire::{Command, Register, Ste};
+use smmuv3::wire::pri::PageRequest;
+use smmuv3::wire::register::{Cr0, Cr1, Cr2, Gbpa, Gerror, IrqCtrl};
+use smmuv3::wire::{Command, Event, Register, Ste};
 
 use crate::cmdq::{CommandQueue, CommandsError};
 use crate::domain::AtsUser;
 use crate::entry;
 use crate::error::Error;
-use crate::eventq::{EventQueue, Events};
 use crate::ids::Ids;
 use crate::platform::{DmaMemory, Registers, read, write, write64};
 use crate::probe::Features;
+use crate::records::{EVENTQ, PRIQ, RecordQueue};
 use crate::stream::Claims;
 use crate::stream_table::StreamTable;
 use crate::wait;
@@ -36,6 +37,24 @@ impl Default for Options {
     }
 }
 
+/// What [`Smmu::events`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Events {
+    /// The records, oldest first. What is not an architected event is left out.
+    pub records: Vec<Event>,
+    /// There were more, for which the queue had no room.
+    pub overflow: bool,
+}
+
+/// What [`Smmu::page_requests`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageRequests {
+    /// The records, oldest first.
+    pub records: Vec<PageRequest>,
+    /// There were more, for which the queue had no room. The SMMU has answered them.
+    pub overflow: bool,
+}
+
 /// An SMMUv3 in service. Any number of threads may use it at a time.
 pub struct Smmu<R: Registers, M: DmaMemory> {
     pub(crate) registers: Arc<R>,
@@ -43,7 +62,9 @@ pub struct Smmu<R: Registers, M: DmaMemory> {
     features: Features,
     options: Options,
     commands: CommandQueue<R, M>,
-    events: EventQueue<R, M>,
+    events: RecordQueue<R, M, 4>,
+    /// If the SMMU has PRI.
+    page_requests: Option<RecordQueue<R, M, 2>>,
     streams: Mutex<StreamTable<M>>,
     /// Streams that are not to have ATS, whatever their STEs are to say.
     without_ats: Mutex<BTreeSet<u32>>,
@@ -60,7 +81,11 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         let (registers, memory) = (Arc::new(registers), Arc::new(memory));
         let features = Features::probe(&*registers)?;
         let commands = CommandQueue::new(&registers, &memory, features.cmdq_log2, options.timeout)?;
-        let events = EventQueue::new(&registers, &memory, features.eventq_log2)?;
+        let events = RecordQueue::new(&registers, &memory, EVENTQ, features.eventq_log2)?;
+        let page_requests = features
+            .pri
+            .then(|| RecordQueue::new(&registers, &memory, PRIQ, features.priq_log2))
+            .transpose()?;
         let streams = Mutex::new(StreamTable::new(&memory, &features)?);
         let smmu = Self {
             asids: Ids::new(features.asid_bits),
@@ -74,6 +99,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             options,
             commands,
             events,
+            page_requests,
             streams,
         };
         smmu.reset()?;
@@ -130,9 +156,32 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         !self.without_ats.lock().contains(&stream_id)
     }
 
-    /// Takes out of the Event queue what is there. Nothing tells when to look: interrupts are off.
+    /// Takes out of the Event queue what is there now. Its interrupt comes when the queue is no longer empty: who waits for
+    /// that takes until nothing is found.
     pub fn events(&self) -> Events {
-        self.events.take()
+        let found = self.events.take();
+        let records = found.records.iter().filter_map(Event::decode).collect();
+        Events { records, overflow: found.overflow }
+    }
+
+    /// Takes out of the PRI queue what is there now; like [`events`](Self::events).
+    pub fn page_requests(&self) -> PageRequests {
+        let found = self.page_requests.as_ref().map(RecordQueue::take);
+        found.map_or_else(PageRequests::default, |found| PageRequests {
+            records: found.records.iter().map(PageRequest::decode).collect(),
+            overflow: found.overflow,
+        })
+    }
+
+    /// Acknowledges the global errors that are active, but for those of the Command queue, which whoever waits for it
+    /// deals with.
+    pub fn global_errors(&self) -> Gerror {
+        let active = self.commands.acknowledge_others();
+        if active.sfm_err() {
+            // It says itself that it does not work any more.
+            self.out_of_service.store(true, Ordering::Release);
+        }
+        active
     }
 
     /// Changes the STE of a stream. Transactions see the old one or the new one; an abort in between only where the
@@ -168,6 +217,10 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         self.write(Register::StrtabBaseCfg, cfg.0);
         self.commands.install();
         self.events.install();
+        if let Some(queue) = &self.page_requests {
+            queue.install();
+        }
+        self.install_interrupts()?;
         // Errors of an earlier life are nobody's now, and would stop the queue.
         self.write(Register::Gerrorn, read(&*self.registers, Register::Gerror));
 
@@ -178,7 +231,23 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         cr0 = cr0.with_eventqen(true);
         self.set_cr0(cr0)?;
         cr0 = cr0.with_smmuen(true);
-        self.set_cr0(cr0)
+        self.set_cr0(cr0)?;
+        self.set_cr0(cr0.with_priqen(self.page_requests.is_some()))
+    }
+
+    /// Interrupts are wires, not messages.
+    fn install_interrupts(&self) -> Result<(), Error> {
+        for register in [Register::GerrorIrqCfg0, Register::EventqIrqCfg0] {
+            write64(&*self.registers, register, 0);
+        }
+        let pri = self.page_requests.is_some();
+        if pri {
+            write64(&*self.registers, Register::PriqIrqCfg0, 0);
+            // When the queue is no longer empty.
+            self.write(Register::PriqIrqCfg2, 0);
+        }
+        let on = IrqCtrl(0).with_gerror_irqen(true).with_eventq_irqen(true).with_priq_irqen(pri);
+        self.acknowledged(Register::IrqCtrl, Register::IrqCtrlAck, on.0)
     }
 
     /// For what must not fail: takes the SMMU out of service if it did.

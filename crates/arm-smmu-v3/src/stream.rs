@@ -33,7 +33,8 @@ pub struct StreamOptions {
     pub pasid_bits: u8,
     /// Its device uses ATS: it is given translations wherever a domain translates, and told to forget them.
     pub ats: bool,
-    /// Its transactions may stall, where a guest asks for that; otherwise faults end them.
+    /// Its transactions stall where stage 1 faults, if that is the driver's, or if a guest asks for it; otherwise faults
+    /// end them.
     pub stalls: bool,
 }
 
@@ -291,15 +292,15 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         if let (Ok(()), Some((_, user))) = (&result, &was) {
             result = self.forget_atc(*user);
         }
-        match (&result, was, will) {
-            (Ok(()), Some((domain, user)), _) => domain.remove_ats(user),
-            (Err(Error::Commands(_)), _, will) => {
-                let doubtful = state.doubtful();
-                doubtful.attachments.extend(new.cloned());
-                doubtful.ats.extend(will);
-            }
-            (Err(_), _, Some((domain, user))) => domain.remove_ats(user),
-            _ => {}
+        if let Err(Error::Commands(_)) = result {
+            let doubtful = state.doubtful();
+            doubtful.attachments.extend(new.cloned());
+            doubtful.ats.extend(will);
+            return result;
+        }
+        // Of the two, the one that the stream is not on.
+        if let Some((domain, user)) = if result.is_ok() { was } else { will } {
+            domain.remove_ats(user);
         }
         result
     }
@@ -355,6 +356,7 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
                 self.pasid_bits(),
             )?),
         };
+        let cd = cd.with_s(cd.v() && self.options.stalls);
         let forget = [Command::CfgiCd { sid: self.id, ssid, leaf: false, ssec: false }];
         match cds.set(ssid, cd, live, || Ok::<_, Error>(self.smmu.run(&forget)?))? {
             Next::Done => {}
@@ -411,6 +413,10 @@ impl<R: Registers, M: DmaMemory> Drop for Stream<R, M> {
         if self.smmu.write_ste(self.id, aborting()).is_err() {
             // Hardware does not confirm that the stream is blocked: nothing that it uses may go away, ever.
             std::mem::forget(std::mem::replace(self.state.get_mut(), State::new()));
+        }
+        if self.options.stalls {
+            // Nobody will say what is to become of them.
+            let _ = self.smmu.run(&[Command::StallTerm { sid: self.id, ssec: false }]);
         }
         let state = self.state.get_mut();
         if let Some((domain, user)) = state.attachment.ats(self.id) {

@@ -107,7 +107,8 @@ fn what_cannot_be_is_refused_with_the_error_that_linux_has() {
     let foreign = other.device(SID, DeviceOptions::default());
     assert!(matches!(add(&foreign, 9), Err(Error::Invalid(_))));
     assert!(matches!(attach(&foreign, translating), Err(Error::Incompatible(_))));
-    let parent = make_viommu(&foreign, &guest.parent, Arc::default()).map(drop).unwrap_err();
+    let parent =
+        make_viommu(&foreign, &guest.parent, Arc::new(Events::default())).map(drop).unwrap_err();
     assert!(matches!(parent, Error::Incompatible(_)), "{parent}");
 
     // Data of another type or length, and fields that are not the guest's.
@@ -288,7 +289,7 @@ fn a_guests_stage_2_serves_devices_with_and_without_stage_1() {
     space.map(VA..VA + 0x1000, IPA);
     guest.ram.write(cds, &space.cd().0);
     // Two vIOMMUs over one stage 2.
-    let second = make_viommu(&devices[1], &guest.parent, Arc::default()).unwrap();
+    let second = make_viommu(&devices[1], &guest.parent, Arc::new(Events::default())).unwrap();
     guest.viommu.add_device(&devices[0], 1).unwrap();
     second.add_device(&devices[1], 1).unwrap();
     attach(&devices[0], guest.nested(&devices[0], Guest::ste(cds)).unwrap()).unwrap();

@@ -270,7 +270,7 @@ fn ats_invalidations_reach_the_guests_device_and_no_other() {
 fn guests_invalidate_side_by_side() {
     let host = Host::new(smmuv3::Options::everything());
     let vms = [0, 1].map(|n| Vm::new(&host, n, DeviceOptions::default()));
-    let hog = [Command::TlbiNhVa(page(31)); 20_000];
+    let hog = vec![Command::TlbiNhVa(page(31)); 20_000];
     std::thread::scope(|scope| {
         let other = scope.spawn(|| vms[1].guest.all(&hog));
         let mut rounds = 0;

@@ -17,7 +17,7 @@ use pagetable::{Gather, Geometry, Granule, Mapper, OutOfMemory, Stage1Attributes
 use smmuv3::wire::{Cd, Command, Ste};
 use smmuv3::{AtcCompletion, AtcInvalidate, Refused, Requester, Transaction};
 
-use crate::common::{Bus, Ram, machine_with};
+use crate::common::{Bus, Ram, wired_machine};
 
 pub const ME: OwnerId = OwnerId(1);
 pub const RW: Prot = Prot::READ.union(Prot::WRITE).union(Prot::CACHE);
@@ -37,7 +37,15 @@ impl Host {
     }
 
     pub fn with(options: smmuv3::Options, devices: impl smmuv3::Devices + 'static) -> Self {
-        let (bus, ram) = machine_with(options, devices);
+        Self::wired(options, (), devices)
+    }
+
+    pub fn wired(
+        options: smmuv3::Options,
+        wires: impl smmuv3::Interrupts + 'static,
+        devices: impl smmuv3::Devices + 'static,
+    ) -> Self {
+        let (bus, ram) = wired_machine(options, wires, devices);
         let timeout = Options { timeout: Duration::from_mins(10) };
         let smmu = Smmu::new(bus.clone(), ram.clone(), timeout).unwrap();
         Self { driver: Driver::new(&smmu), port: bus.model.requester(), bus, ram }
@@ -194,7 +202,7 @@ impl Guest {
 pub fn make_viommu(
     device: &Device,
     parent: &Arc<dyn PagingDomain>,
-    events: Arc<Events>,
+    events: Arc<dyn EventSink>,
 ) -> Result<Arc<dyn Viommu>, Error> {
     let host = ViommuHost { add_mmap: &mut |_| unreachable!(), events };
     device.driver().alloc_viommu(device, 1, parent, None, host).map(|(viommu, _)| viommu)
