@@ -5,6 +5,7 @@ use crate::fault::Fault;
 use crate::platform::Memory;
 use crate::resolve::origin;
 use crate::smmu::Smmu;
+use crate::stale::Checker;
 use crate::sync::Fence;
 use crate::transaction::{Refused, Transaction, Translation};
 use crate::translate::{Walker, Wanted};
@@ -142,11 +143,19 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         self.in_flight.begin(&marker);
         // Without a PASID there is nowhere to say so.
         let with_pasid = request.substream_id.is_some();
-        let result = self.ats(&AtsRequest {
+        let request = AtsRequest {
             privileged: request.privileged && with_pasid,
             execute: request.execute && with_pasid,
             ..*request
-        });
+        };
+        let invalidations = self.checker.get().map(Checker::atc_invalidations);
+        let result = self.ats(&request);
+        if let (Some(checker), Some(invalidations), Ok(translation)) =
+            (self.checker.get(), invalidations, &result)
+            && (translation.read || translation.write)
+        {
+            self.told(checker, &request, translation, invalidations);
+        }
         if self.in_flight.unregister(&marker) {
             self.poll();
         }

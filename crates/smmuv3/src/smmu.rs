@@ -1,7 +1,7 @@
 //! The SMMU as a whole: what is shared between the register bus, the devices and the caches.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -12,6 +12,7 @@ use crate::front::{Effect, Front};
 use crate::options::{Options, OptionsError};
 use crate::platform::{AtcCompletion, Devices, Interrupts, Memory};
 use crate::requester::Requester;
+use crate::stale::Checker;
 use crate::sync::{Fence, SeqCst};
 use crate::wire::register::{Cr0, Cr2, Gbpa};
 
@@ -30,6 +31,7 @@ pub struct Smmu<M, F = SeqCst> {
     pub(crate) in_flight: InFlight<F>,
     pub(crate) live: Live,
     pub(crate) front: Mutex<Front>,
+    pub(crate) checker: OnceLock<Checker>,
 }
 
 /// The registers that transactions depend on, as they are in force.
@@ -95,6 +97,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             in_flight: InFlight::new(fence),
             live,
             front: Mutex::new(front),
+            checker: OnceLock::new(),
             interrupts: Box::new(interrupts),
             devices: Box::new(devices),
             memory,

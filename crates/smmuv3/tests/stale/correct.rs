@@ -1,0 +1,1 @@
+//! Software that does nothing wrong.
