@@ -5,7 +5,6 @@ use crate::fault::Fault;
 use crate::platform::Memory;
 use crate::resolve::origin;
 use crate::smmu::Smmu;
-use crate::stale::Checker;
 use crate::sync::Fence;
 use crate::transaction::{Refused, Transaction, Translation};
 use crate::translate::{Walker, Wanted};
@@ -148,13 +147,12 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             execute: request.execute && with_pasid,
             ..*request
         };
-        let invalidations = self.checker.get().map(Checker::atc_invalidations);
+        let watch = self.checker.get().map(|checker| (checker, checker.asked()));
         let result = self.ats(&request);
-        if let (Some(checker), Some(invalidations), Ok(translation)) =
-            (self.checker.get(), invalidations, &result)
+        if let (Some((checker, asked)), Ok(translation)) = (watch, &result)
             && (translation.read || translation.write)
         {
-            self.told(checker, &request, translation, invalidations);
+            self.told(checker, asked, &request, translation);
         }
         if self.in_flight.unregister(&marker) {
             self.poll();

@@ -1,6 +1,6 @@
 //! Devices' own caches: what a device was told by ATS, against what the tables say when it uses it.
 
-use super::check::{Checker, Difference};
+use super::check::{Asked, Checker, Difference, Served};
 use super::ledger::{NoteKey, Noted, Told};
 use super::report::{Stale, StaleCache};
 use super::scope::Scope;
@@ -48,13 +48,13 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         Some(context)
     }
 
-    /// A device was told a translation. `invalidations` is how many `CMD_ATC_INV` there had been when it asked.
+    /// A device was told a translation. Remembers it, and compares it with memory as the answer to an access.
     pub(crate) fn told(
         &self,
         checker: &Checker,
+        asked: Asked,
         request: &AtsRequest,
         translation: &AtsTranslation,
-        invalidations: u64,
     ) {
         let (substream_id, size) = (request.substream_id, u32::from(translation.size_log2));
         let Some(context) = self.configured(request.stream_id, substream_id) else { return };
@@ -67,10 +67,12 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let answer = self.explain(&access);
         let split = context.eats == Eats::SplitStage;
         let offset = request.address & ((1u64 << size) - 1);
-        if translated_address(split, &answer) != Some(translation.address + offset) {
-            // Memory is being changed, or caches told the device something old: words would not say why.
-            return;
-        }
+        let right = translated_address(split, &answer) == Some(translation.address + offset);
+        let words = if right {
+            words(&answer.1)
+        } else {
+            checker.ledger().path(context.page(&access)).to_vec()
+        };
         let told = Told {
             address: request.address - offset,
             output: translation.address,
@@ -78,9 +80,34 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             privileged: request.privileged,
             write: translation.write,
             split,
-            words: words(&answer.1),
+            words,
         };
-        checker.ledger().tell(request.stream_id, substream_id, told, invalidations);
+        checker.ledger().tell(request.stream_id, substream_id, told, asked.atc_invalidations);
+        if !split {
+            let likely = answer.0.as_ref().map_or_else(
+                |_| context.attributes(&access, access.attributes),
+                |answer| answer.attributes,
+            );
+            let used = Translation {
+                address: translation.address + offset,
+                length: (1 << size) - offset,
+                attributes: likely,
+                privileged: context.wanted(&access).privileged,
+                instruction: context.wanted(&access).instruction,
+            };
+            self.judge(
+                checker,
+                &Served {
+                    transaction: &access,
+                    first: answer,
+                    since: asked.executed,
+                    used: Ok(used),
+                    entry: None,
+                    context: Some(&context),
+                    origin: None,
+                },
+            );
+        }
     }
 
     /// Compares a transaction whose address ATS has translated with memory.

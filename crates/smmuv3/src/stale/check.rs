@@ -87,6 +87,13 @@ pub(crate) struct Served<'a> {
     pub(crate) origin: Option<&'a [Word]>,
 }
 
+/// When a device asked for a translation: how many commands were executed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    pub(super) executed: u64,
+    pub(super) atc_invalidations: u64,
+}
+
 /// A difference, diagnosed.
 pub(super) struct Difference {
     pub(super) key: NoteKey,
@@ -119,9 +126,10 @@ impl Checker {
         self.ledger.lock().executed()
     }
 
-    /// `CMD_ATC_INV`s executed so far.
-    pub(crate) fn atc_invalidations(&self) -> u64 {
-        self.ledger.lock().atc_invalidations()
+    /// When a device asks for a translation.
+    pub(crate) fn asked(&self) -> Asked {
+        let ledger = self.ledger.lock();
+        Asked { executed: ledger.executed(), atc_invalidations: ledger.atc_invalidations() }
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -193,7 +201,7 @@ impl Context {
         Tag { world, vmid: (self.vm.tag >> 16) as u16, asid: self.space.tag as u16 }
     }
 
-    fn page(&self, transaction: &Transaction) -> PageKey {
+    pub(super) fn page(&self, transaction: &Transaction) -> PageKey {
         let page = self.canonical(transaction.address) >> 12;
         PageKey { regime: self.space.regime, tag: self.space.tag, page }
     }

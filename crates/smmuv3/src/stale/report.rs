@@ -14,7 +14,8 @@ use crate::wire::{Command, Event};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stale {
-    /// The transaction: device, address, access.
+    /// The transaction: device, address, access. If the device had translated the address by ATS, this is the
+    /// untranslated one that it had asked for.
     pub transaction: Transaction,
     /// What answered it.
     pub cache: StaleCache,
@@ -83,16 +84,16 @@ impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Remapped => {
-                "the address was given another meaning while the old one could still be used: \
-                 between them come the commands above, and a CMD_SYNC (IHI 0070 §3.21)"
+                "the address has another meaning while its old one can still be used; \
+                 the commands and a CMD_SYNC come in between (IHI 0070 §3.21)"
             }
             Self::Synchronized => {
-                "software submitted a CMD_SYNC after this was first seen, and it completed; \
-                 the old one is still in use"
+                "it was seen, then software submitted a CMD_SYNC, which completed, \
+                 and it is still in use"
             }
             Self::Used => {
-                "reported at its first use, as asked for: \
-                 software that has the commands above still to come is within its rights"
+                "reported at its first use, as asked for; \
+                 software that has yet to issue the commands is within its rights"
             }
         })
     }
@@ -150,19 +151,15 @@ impl Stale {
         };
         let how = if privileged { " (privileged)" } else { "" };
         let address = self.transaction.address;
-        if self.transaction.translated {
-            format!("{verb} the translated address {address:#x}{how}")
-        } else {
-            format!("{verb} {address:#x}{how}")
-        }
+        format!("{verb} {address:#x}{how}")
     }
 
     fn headline(&self) -> &'static str {
         match (&self.used, &self.now) {
-            (Ok(_), Err(_)) => "memory no longer permits",
-            (Ok(used), Ok(now)) if used.address != now.address => "memory now maps elsewhere",
-            (Ok(_), Ok(_)) => "memory now gives other attributes",
-            (Err(_), _) => "memory now permits",
+            (Ok(_), Err(_)) => "memory permits it no longer",
+            (Ok(used), Ok(now)) if used.address != now.address => "memory maps it elsewhere now",
+            (Ok(_), Ok(_)) => "memory gives it other attributes now",
+            (Err(_), _) => "memory permits it now",
         }
     }
 
@@ -185,7 +182,7 @@ impl fmt::Display for Stale {
         let severity = if self.proof.is_some() { "error" } else { "pending" };
         writeln!(
             f,
-            "{severity}: {} {}, by a stale translation: {}",
+            "{severity}: {} {} by a stale translation: {}",
             Device(stream_id, substream_id),
             self.access(),
             self.headline()
@@ -231,23 +228,30 @@ impl fmt::Display for Stale {
             writeln!(f, "   |     {command}")?;
         }
         writeln!(f, "   |     CMD_SYNC")?;
+        writeln!(f, "   |")?;
         if !self.misses.is_empty() {
-            writeln!(f, "   |")?;
-            writeln!(f, "note: not enough")?;
+            writeln!(f, "note: these were not enough")?;
             writeln!(f, "   |")?;
             for Miss { command, reason } in &self.misses {
                 writeln!(f, "   |     {command}")?;
                 writeln!(f, "   |       {reason}")?;
             }
+            writeln!(f, "   |")?;
         }
-        writeln!(f, "   |")?;
         match self.proof {
-            Some(proof) => writeln!(f, "   = why: {proof}")?,
-            None => writeln!(f, "   = nothing proves yet that the commands are not still to come")?,
+            Some(proof) => {
+                writeln!(f, "note: this is a bug because")?;
+                writeln!(f, "   |")?;
+                proof
+                    .to_string()
+                    .split("; ")
+                    .try_for_each(|part| writeln!(f, "   |     {part}"))?;
+            }
+            None => writeln!(f, "note: nothing says yet that the commands are not still to come")?,
         }
         match self.uses {
             0 | 1 => Ok(()),
-            uses => writeln!(f, "   = transactions served so: {uses}"),
+            uses => writeln!(f, "   |     transactions served so: {uses}"),
         }
     }
 }

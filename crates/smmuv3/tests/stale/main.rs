@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod atc;
 mod correct;
 mod planted;
 

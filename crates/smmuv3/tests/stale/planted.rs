@@ -111,7 +111,7 @@ fn unmapping_is_reported_by_those_that_invalidate_at_once() {
             assert_eq!(reports.one().proof, Some(Proof::Used));
             continue;
         };
-        assert_tells(pending, &["pending:", "F_TRANSLATION", "CMD_TLBI_NH_VA", "nothing proves"]);
+        assert_tells(pending, &["pending:", "F_TRANSLATION", "CMD_TLBI_NH_VA", "nothing says"]);
         reports.none();
         m.run(&[cmd::tlbi(cmd::TLBI_NH_ASID, 0, 8)]);
         reports.none();
@@ -127,7 +127,7 @@ fn unmapping_is_reported_by_those_that_invalidate_at_once() {
         assert_eq!(stale.now.as_ref().unwrap_err().kind, EventKind::Translation);
         assert_tells(
             &stale,
-            &["memory no longer permits", "now 0x0000000000000000  invalid", "ASID is 0x8"],
+            &["memory permits it no longer", "now 0x0000000000000000  invalid", "ASID is 0x8"],
         );
     }
 }
@@ -292,7 +292,7 @@ fn tlbi_by_ipa_without_the_stage_1_above() {
             &[
                 "VMID 5, ASID 7",
                 "stage 2 level 3 descriptor for IPA 0x10300000",
-                "not enough",
+                "these were not enough",
                 "covers the stage 2 translation, not what both stages made of it",
             ],
         );
