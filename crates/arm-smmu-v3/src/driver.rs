@@ -55,9 +55,6 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> Behind<R, M> {
     }
 }
 
-/// Where MSI doorbells are mapped: `MSI_IOVA_BASE` and `MSI_IOVA_LENGTH` of Linux, which VMMs know.
-const MSI_WINDOW: RangeInclusive<u64> = 0x800_0000..=0x80f_ffff;
-
 /// One SMMU as a driver of the crate `iommu`.
 ///
 /// What the core's traits cannot report, a failure of the SMMU to confirm that it has forgotten something, takes the SMMU
@@ -177,10 +174,6 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
             Capability::PciAts => Self::stream(device).is_ok_and(Stream::has_ats),
             Capability::EnforceCacheCoherency => false,
         }
-    }
-
-    fn reserved_regions(&self, _: &Device) -> Vec<ReservedRegion> {
-        vec![ReservedRegion { range: MSI_WINDOW, kind: ReservedKind::SwMsi }]
     }
 
     fn pasids(&self, device: &Device) -> Pasids {

@@ -71,11 +71,10 @@ impl Smmu {
         let smmu: Arc<DriverSmmu> =
             arm_smmu_v3::Smmu::new(model.clone(), bus.clone(), arm_smmu_v3::Options::default())?;
         let driver = arm_smmu_v3::Driver::new(&smmu);
-        let events_of = name.to_owned();
+        let handled = driver.clone();
         let handler: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
-            for event in smmu.events().records {
-                tracing::warn!(smmu = events_of, "{event}");
-            }
+            // In bounded steps, so that an end of the machine is noticed in between.
+            while handled.handle_events() {}
         });
         lines.connect(Arc::downgrade(&handler));
         Ok(Self { name: name.to_owned(), model, driver, stalls, lines, _handler: handler })
