@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use clap::Args;
-use softiommu_machine::{Grant, Machine, Model};
+use softiommu_machine::{Grant, Machine, Model, StaleRule};
 
 use crate::library::{self, LibraryError};
 use crate::program::{self, ProgramError};
@@ -53,6 +53,15 @@ pub(crate) struct Run {
     /// Offer the kernel's knobs for fault injection: /proc/self/task/TID/fail-nth
     #[arg(long)]
     fault_injection: bool,
+
+    /// Print the whole walk of each DMA that faults: STE, CD and every descriptor, of both stages
+    #[arg(long)]
+    explain_faults: bool,
+
+    /// Compare each translation that a cache serves with the tables, and report what software forgot to
+    /// invalidate: when the address is used again (reuse), when a CMD_SYNC went by (sync), or at once (use)
+    #[arg(long, value_name = "RULE", num_args = 0..=1, require_equals = true, default_missing_value = "reuse")]
+    check_stale: Option<StaleRule>,
 
     /// Log refused ioctls to standard error; -vv logs every emulated call
     #[arg(short, long, action = clap::ArgAction::Count)]
@@ -109,6 +118,9 @@ impl Run {
         };
         machine.grant.extend(&self.grant);
         machine.fault_injection |= self.fault_injection;
+        machine.explain_faults |= self.explain_faults;
+        machine.check_stale = self.check_stale.or(machine.check_stale);
+        machine.check()?;
         let library = library::find()?;
         let (name, args) = self.program.split_first().ok_or(ProgramError::Missing)?;
         let path = program::find(name)?;

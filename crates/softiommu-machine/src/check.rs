@@ -2,14 +2,19 @@
 
 use std::collections::HashMap;
 
-use crate::{Behind, Device, Iommu, Machine, Model};
+use crate::{Behind, Device, Error, Iommu, Machine, Model};
 
 /// Bits of physical address that the machine's memory needs.
 const PHYS_BITS: u8 = 48;
 
 impl Machine {
+    /// Whether there can be such a machine.
+    pub fn check(&self) -> Result<(), Error> {
+        self.find_problem().map_err(|problem| Error::Unsupported { path: None, problem })
+    }
+
     /// Whether there can be such a machine; if not, what to write instead.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    pub(crate) fn find_problem(&self) -> Result<(), String> {
         if self.iommus.is_empty() {
             return Err("there is no IOMMU: add an [[iommu]] section with a model".to_owned());
         }
@@ -26,6 +31,11 @@ impl Machine {
         let mocks = self.iommus.iter().filter(|iommu| iommu.model == Model::Mock).count();
         if mocks > 0 && self.iommus.len() > 1 {
             return Err("the mock IOMMU works alone: leave one [[iommu]] section".to_owned());
+        }
+        if mocks > 0 && (self.explain_faults || self.check_stale.is_some()) {
+            return Err("the mock IOMMU has neither explain-faults nor check-stale: \
+                        leave them out, or choose another model"
+                .to_owned());
         }
         self.iommus.iter().try_for_each(check_iommu)?;
         self.devices.iter().try_for_each(|device| self.check_device(device))?;

@@ -6,6 +6,8 @@
 //! grant = ["sys-resource"]   # optional: act as if programs had CAP_SYS_RESOURCE
 //!
 //! fault-injection = true     # optional: /proc/self/task/TID/fail-nth works
+//! explain-faults = true      # optional: the walk of each DMA that faults is printed
+//! check-stale = "reuse"      # optional: translations that software forgot to invalidate are reported
 //!
 //! [[iommu]]                  # one or more
 //! name = "smmu0"
@@ -53,12 +55,54 @@ pub struct Machine {
     /// Programs find the kernel's knobs for fault injection.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fault_injection: bool,
+    /// DMA that faults is explained, step by step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub explain_faults: bool,
+    /// Translations that software forgot to invalidate are reported, by this rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check_stale: Option<StaleRule>,
     /// Its IOMMUs: one mock, or any number of others.
     #[serde(rename = "iommu")]
     pub iommus: Vec<Iommu>,
     /// Its devices, beside those that the mock IOMMU's users make for themselves.
     #[serde(rename = "device", default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
+}
+
+/// When a translation that memory contradicts is a bug of the software:
+/// [`smmuv3::StaleRule`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StaleRule {
+    /// When its address is used for something else: lazy unmapping is fine.
+    Reuse,
+    /// When a `CMD_SYNC` completed without a command for it.
+    Sync,
+    /// When it is used.
+    Use,
+}
+
+impl From<StaleRule> for smmuv3::StaleRule {
+    fn from(rule: StaleRule) -> Self {
+        match rule {
+            StaleRule::Reuse => Self::Reuse,
+            StaleRule::Sync => Self::Sync,
+            StaleRule::Use => Self::Use,
+        }
+    }
+}
+
+impl FromStr for StaleRule {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "reuse" => Ok(Self::Reuse),
+            "sync" => Ok(Self::Sync),
+            "use" => Ok(Self::Use),
+            _ => Err(format!("`{name}` is none of reuse, sync, use")),
+        }
+    }
 }
 
 /// A device that does DMA.
@@ -257,6 +301,8 @@ impl Machine {
         Self {
             grant: Vec::new(),
             fault_injection: false,
+            explain_faults: false,
+            check_stale: None,
             iommus: vec![Iommu { name, model, options }],
             devices: Vec::new(),
         }
@@ -285,7 +331,7 @@ impl Machine {
             Ok(machine) => machine,
             Err(source) => return Err(Error::Parse { path, source: Box::new(source) }),
         };
-        match machine.check() {
+        match machine.find_problem() {
             Ok(()) => Ok(machine),
             Err(problem) => Err(Error::Unsupported { path, problem }),
         }

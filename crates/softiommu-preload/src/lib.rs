@@ -34,7 +34,7 @@ extern "C" fn start() {
         Ok(machine) => {
             log::start();
             // Loaded once, so never installed before.
-            let _ = softiommu::install(machine);
+            let _ = softiommu::install_with(machine, log::report);
             if let Some(nth) = std::env::var("SOFTIOMMU_FAIL_NTH").ok().and_then(|n| n.parse().ok())
             {
                 host::fail::set_nth(nth);

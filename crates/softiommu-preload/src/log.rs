@@ -3,11 +3,14 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
+
+/// Where reports go if there is a log.
+static REPORTS: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Starts logging if the environment asks for it.
 pub(crate) fn start() {
@@ -24,6 +27,7 @@ pub(crate) fn start() {
         None => rustix::io::dup(rustix::stdio::stderr()),
     };
     let Some(file) = file.ok().and_then(private) else { return };
+    let _ = file.try_clone().map(|file| REPORTS.set(file));
     let log = Log(Arc::new(file));
     let subscriber = tracing_subscriber::fmt()
         .with_writer(log)
@@ -39,6 +43,17 @@ pub(crate) fn start() {
 /// A high number, out of the way of programs that expect to get the lowest.
 fn private(file: OwnedFd) -> Option<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(&file, 512).or(rustix::io::fcntl_dupfd_cloexec(&file, 3)).ok()
+}
+
+/// A text in the log file, or on standard error.
+pub(crate) fn report(text: &str) {
+    let text = text.as_bytes();
+    let written = match REPORTS.get() {
+        Some(file) => rustix::io::write(file, text),
+        None => rustix::io::write(rustix::stdio::stderr(), text),
+    };
+    // There is nobody to tell if that fails.
+    let _ = written;
 }
 
 /// A line on standard error.

@@ -12,7 +12,7 @@ use platform::{DeviceOptions, Place, Platform, Smmu, Spawn};
 use softiommu_machine::{Behind, Device, DeviceModel, Machine};
 use vfio::{Cdev, Function};
 
-use crate::{MINOR, capability};
+use crate::{MINOR, Report, capability};
 
 /// The major device number of `/dev/vfio/devices/*`: the kernel hands out one that is free.
 const VFIO_MAJOR: u32 = 511;
@@ -35,8 +35,12 @@ pub(crate) struct Hardware {
 
 impl Hardware {
     /// Builds the machine that a machine file describes, which has been checked.
-    pub(crate) fn build(machine: &Machine, host: &Arc<Host>) -> Result<Self, Error> {
-        let spawn: Spawn = Arc::new(|name, run| interpose::spawn(name, run));
+    pub(crate) fn build(
+        machine: &Machine,
+        host: &Arc<Host>,
+        report: &Report,
+    ) -> Result<Self, Error> {
+        let spawn: Spawn = Arc::new(interpose::spawn);
         let platform = Platform::new(host.phys().clone(), spawn.clone())?;
         let mut smmus = BTreeMap::new();
         for iommu in &machine.iommus {
@@ -55,6 +59,9 @@ impl Hardware {
                 DeviceModel::Ioat => Ioat::new(bus, &spawn),
             })?;
             functions.push(function);
+        }
+        for (name, smmu) in &smmus {
+            watch(machine, name, smmu, report);
         }
         let granted: Vec<_> = machine.grant.iter().map(|grant| capability(*grant)).collect();
         let iommufd = Iommufd::new(host.phys().clone(), MINOR, None)
@@ -92,7 +99,7 @@ impl Streams {
 
     fn next(&mut self, iommu: &str) -> u32 {
         let taken = self.0.entry(iommu.to_owned()).or_default();
-        let free = (0..).find(|id| !taken.contains(id)).unwrap_or(0);
+        let free = (0..=u32::MAX).find(|id| !taken.contains(id)).unwrap_or(0);
         taken.insert(free);
         free
     }
@@ -109,7 +116,17 @@ fn place<'a>(
     let stream_id = device.stream_id.unwrap_or_else(|| streams.next(name));
     // A name for a group of its own that no other device can have.
     let key = device.group.clone().unwrap_or_else(|| format!("\0{}", device.name));
-    let group = groups.entry(key).or_insert_with(Group::new);
+    let group = groups.entry(key).or_default();
     let options = DeviceOptions { pasid_bits: device.pasid_bits, ..DeviceOptions::default() };
     Place::Smmu { smmu, stream_id, options, group }
+}
+
+/// Has an SMMU tell what the machine file asks for.
+fn watch(machine: &Machine, name: &str, smmu: &Smmu, report: &Report) {
+    if let Some(rule) = machine.check_stale {
+        let (name, report) = (name.to_owned(), report.clone());
+        let sink = move |stale: &smmuv3::Stale| report(&format!("softiommu: {name}: {stale}\n"));
+        // It is new: nobody checks it yet.
+        let _ = smmu.model().check_stale(rule.into(), sink);
+    }
 }

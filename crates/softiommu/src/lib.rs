@@ -16,6 +16,7 @@ mod fail_nth;
 mod hardware;
 mod status;
 
+use std::io::Write;
 use std::sync::Arc;
 
 use host_linux::Host;
@@ -27,10 +28,14 @@ use crate::hardware::Hardware;
 
 pub use softiommu_machine::{
     Behind, Device, DeviceModel, Error as MachineError, Grant, Iommu, Machine, Model, Overrides,
+    StaleRule,
 };
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
 const MINOR: u32 = 125;
+
+/// Takes what the machine has to tell.
+type Report = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// [`install`] was called before in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +48,20 @@ pub struct AlreadyInstalled;
 /// To be called once in a process, before the first open; in tests, which share
 /// a process, through a `std::sync::Once` or by ignoring [`AlreadyInstalled`].
 pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
+    install_with(machine, |report| {
+        // Past the capture of test output: nobody knows which test the DMA belongs to.
+        let _ = std::io::stderr().write_all(report.as_bytes());
+    })
+}
+
+/// As [`install`], with `report` for what the machine has to tell beside errors: explained faults
+/// ([`Machine::explain_faults`]) and stale translations ([`Machine::check_stale`]), each a few lines
+/// of text. It is called by whichever thread does the DMA.
+pub fn install_with(
+    machine: Machine,
+    report: impl Fn(&str) + Send + Sync + 'static,
+) -> Result<(), AlreadyInstalled> {
+    let report: Report = Arc::new(report);
     let prefixes = if machine.fault_injection {
         Prefixes {
             build: &["/dev/iommu", "/dev/vfio/", "/proc/", "/sys/kernel/debug/fail"],
@@ -52,11 +71,12 @@ pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
     } else {
         Prefixes { build: &["/dev/iommu", "/dev/vfio/"], if_built: &["/proc/"], relative: &[] }
     };
-    interpose::install(prefixes, move |host| paths(&machine, host)).map_err(|_| AlreadyInstalled)
+    let make = move |host: &Arc<Host>| paths(&machine, host, &report);
+    interpose::install(prefixes, make).map_err(|_| AlreadyInstalled)
 }
 
 /// The one table of what paths lead to us.
-fn paths(machine: &Machine, host: &Arc<Host>) -> PathTable {
+fn paths(machine: &Machine, host: &Arc<Host>, report: &Report) -> PathTable {
     let mut table = PathTable::new();
     if machine.iommus.iter().any(|iommu| iommu.model == Model::Mock) {
         let granted: Vec<_> = machine.grant.iter().map(|grant| capability(*grant)).collect();
@@ -65,7 +85,7 @@ fn paths(machine: &Machine, host: &Arc<Host>) -> PathTable {
         let node = iommufd_selftest::device_node(memory, MINOR, &granted, noiommu.collect());
         table.add("/dev/iommu", Node::CharDevice(node));
     } else {
-        match Hardware::build(machine, host) {
+        match Hardware::build(machine, host, report) {
             Ok(hardware) => hardware.add_to(&mut table),
             // The machine file was checked, so this is memory or threads: there is no machine.
             Err(error) => tracing::error!(%error, "the machine cannot be built"),
