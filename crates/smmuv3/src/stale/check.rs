@@ -296,7 +296,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let page = context.page(transaction);
         if under_old_configuration {
             // Tables and TLB agree: the configuration is what is old.
-            let change = first_change(served.origin?, configuration(&memory));
+            let origin = served.origin?;
+            if served.used.is_ok() {
+                checker.ledger.lock().agree(page, [origin, &words(&steps)].concat());
+            }
+            let change = first_change(origin, configuration(&memory));
             let (sid, ssid) = (transaction.stream_id, context.substream_id);
             let scope = match change.map(|change| change.place) {
                 Some(Place::Ste { .. }) => Scope::Ste { sid, leaf: true },
