@@ -1,7 +1,7 @@
 //! Devices' own caches: what a device was told by ATS, against what the tables say when it uses it.
 
 use super::check::{Asked, Checker, Difference, Served};
-use super::ledger::{NoteKey, Noted, Told};
+use super::ledger::{NoteKey, Noted, PageKey, Told};
 use super::report::{Stale, StaleCache};
 use super::scope::Scope;
 use super::words::{first_change, words};
@@ -10,9 +10,11 @@ use crate::cache::generation::StreamWorld;
 use crate::config::{Context, Eats};
 use crate::explain::{Explanation, Step};
 use crate::platform::Memory;
+use crate::resolve::origin;
 use crate::smmu::Smmu;
 use crate::sync::Fence;
 use crate::transaction::{Refused, Transaction, Translation};
+use crate::translate::Walker;
 use crate::wire::{Class, Event};
 
 /// The untranslated access that a translated one stands for.
@@ -119,9 +121,8 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         used: Result<Translation, Refused>,
     ) {
         checker.count();
-        if used.is_err() {
-            return;
-        }
+        let Ok(translation) = &used else { return };
+        self.judge_split(checker, since, transaction, translation);
         let told = checker.ledger().told(transaction.stream_id, transaction.address);
         let mut oldest = None;
         for (substream_id, told) in told {
@@ -183,5 +184,93 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             explanation: now.1,
         };
         self.conclude(checker, &difference, since, stale);
+    }
+
+    /// Compares what stage 2 made of the IPA that a device under split-stage ATS has used.
+    fn judge_split(
+        &self,
+        checker: &Checker,
+        since: u64,
+        transaction: &Transaction,
+        used: &Translation,
+    ) {
+        let (Some((now, explanation)), Some((second, _))) =
+            (self.split_stage2(transaction, used), self.split_stage2(transaction, used))
+        else {
+            return;
+        };
+        let Some(context) = self.configured(transaction.stream_id, None) else { return };
+        let key = PageKey {
+            regime: context.vm.regime,
+            tag: context.vm.tag,
+            page: transaction.address >> 12,
+        };
+        let note = NoteKey {
+            stream_id: transaction.stream_id,
+            substream_id: None,
+            what: Noted::Split(transaction.address >> 12),
+        };
+        let right = |found: &Result<Translation, Event>| {
+            found.is_ok_and(|found| found.address == used.address)
+        };
+        if right(&now) || right(&second) {
+            let mut ledger = checker.ledger();
+            ledger.settle(note);
+            return ledger.agree(key, words(&explanation));
+        }
+        let memory = words(&explanation);
+        let change = first_change(checker.ledger().path(key), &memory);
+        let stage2_only = Context { stage1: None, ..context };
+        let scope = stage2_only.scope(change.as_ref(), transaction.address);
+        let difference = Difference {
+            key: note,
+            scope,
+            cache: StaleCache::Walk,
+            change,
+            taken_away: now.is_err() && change.is_none_or(|change| change.is_of_translation()),
+        };
+        let tag = stage2_only.tag();
+        let stale = Stale {
+            transaction: Transaction { substream_id: None, ..*transaction },
+            cache: StaleCache::Walk,
+            used: Ok(*used),
+            permissions: None,
+            world: tag.world,
+            vmid: tag.vmid,
+            asid: None,
+            now,
+            change,
+            commands: scope.commands(),
+            misses: Vec::new(),
+            proof: None,
+            uses: 0,
+            explanation,
+        };
+        self.conclude(checker, &difference, since, stale);
+    }
+
+    /// What memory says of such an IPA; `None` if the stream is not (any more) under split-stage ATS.
+    fn split_stage2(
+        &self,
+        transaction: &Transaction,
+        used: &Translation,
+    ) -> Option<(Result<Translation, Event>, Explanation)> {
+        let mut steps = Vec::new();
+        let context = self.fetch_ste(transaction.stream_id, &mut steps).ok()?;
+        let stage2 = context.stage2.as_ref().filter(|_| context.eats == Eats::SplitStage)?;
+        let wanted = context.wanted(transaction);
+        let mut walker = Walker {
+            memory: &self.memory,
+            tlb: &self.tlb,
+            context: &context,
+            oas: self.options.oas,
+            before: None,
+            recorder: &mut steps,
+        };
+        let result = match walker.stage2(stage2, transaction.address, wanted, Class::In) {
+            Ok(output) => Ok(Translation { address: output.address, ..*used }),
+            Err(fault) => Err(fault.event(&origin(transaction, Some(&context)))),
+        };
+        Some((result, Explanation { steps }))
     }
 }

@@ -207,7 +207,7 @@ impl Context {
     }
 
     /// What must be invalidated after a change of what the translation of `address` was made from.
-    fn scope(&self, change: Option<&Change>, address: u64) -> Scope {
+    pub(super) fn scope(&self, change: Option<&Change>, address: u64) -> Scope {
         let tag = self.tag();
         let address = self.canonical(address) & !0xfff;
         let combined = self.stage1.is_some();
