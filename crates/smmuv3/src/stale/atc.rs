@@ -1,18 +1,19 @@
 //! Devices' own caches: what a device was told by ATS, against what the tables say when it uses it.
 
-use super::check::{Asked, Checker, Difference, Served};
-use super::ledger::{NoteKey, Noted, Told};
-use super::report::{Stale, StaleCache};
+use super::check::{Answer, Asked, Checker, Difference, Seen, Served};
+use super::ledger::{NoteKey, Noted, PageKey, Told};
+use super::report::StaleCache;
 use super::scope::Scope;
 use super::words::{first_change, words};
 use crate::ats::{AtsRequest, AtsTranslation};
-use crate::cache::generation::StreamWorld;
 use crate::config::{Context, Eats};
 use crate::explain::{Explanation, Step};
 use crate::platform::Memory;
+use crate::resolve::origin;
 use crate::smmu::Smmu;
 use crate::sync::Fence;
 use crate::transaction::{Refused, Transaction, Translation};
+use crate::translate::Walker;
 use crate::wire::{Class, Event};
 
 /// The untranslated access that a translated one stands for.
@@ -28,10 +29,7 @@ fn untranslated(transaction: &Transaction, substream_id: Option<u32>, told: &Tol
 }
 
 /// What a device is told as the translated address: where stage 1 ends, under split-stage ATS.
-fn translated_address(
-    split: bool,
-    answer: &(Result<Translation, Event>, Explanation),
-) -> Option<u64> {
+fn translated_address(split: bool, answer: &Answer) -> Option<u64> {
     let output = answer.0.as_ref().ok()?.address;
     let ipa = |step: &Step| match *step {
         Step::Stage2 { ipa, class: Class::In } => Some(ipa),
@@ -119,9 +117,8 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         used: Result<Translation, Refused>,
     ) {
         checker.count();
-        if used.is_err() {
-            return;
-        }
+        let Ok(translation) = &used else { return };
+        self.judge_split(checker, since, transaction, translation);
         let told = checker.ledger().told(transaction.stream_id, transaction.address);
         let mut oldest = None;
         for (substream_id, told) in told {
@@ -151,8 +148,6 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             address: told.address,
             size: told.size,
         };
-        let context = self.configured(transaction.stream_id, substream_id);
-        let tag = context.as_ref().map(Context::tag);
         let difference = Difference {
             key: NoteKey {
                 stream_id: transaction.stream_id,
@@ -164,24 +159,87 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             change,
             taken_away: now.0.is_err() && change.is_none_or(|change| change.is_of_translation()),
         };
-        let stale = Stale {
+        let context = self.configured(transaction.stream_id, substream_id);
+        let seen = Seen {
             transaction: Transaction { address: access.address, substream_id, ..*transaction },
-            cache: StaleCache::Atc,
+            context: context.as_ref(),
+            since,
             used,
             permissions: None,
-            world: tag.map_or(StreamWorld::El1, |tag| tag.world),
-            vmid: tag.map_or(0, |tag| tag.vmid),
-            asid: context
-                .filter(|context| context.stage1.is_some())
-                .map(|context| context.tag().asid),
-            now: now.0,
-            change,
-            commands: scope.commands(),
-            misses: Vec::new(),
-            proof: None,
-            uses: 0,
-            explanation: now.1,
         };
-        self.conclude(checker, &difference, since, stale);
+        self.conclude(checker, &difference, &seen, now);
+    }
+
+    /// Compares what stage 2 made of the IPA that a device under split-stage ATS has used.
+    fn judge_split(
+        &self,
+        checker: &Checker,
+        since: u64,
+        transaction: &Transaction,
+        used: &Translation,
+    ) {
+        let Some((now, explanation)) = self.split_stage2(transaction, used) else { return };
+        let Some(context) = self.configured(transaction.stream_id, None) else { return };
+        let key = PageKey {
+            regime: context.vm.regime,
+            tag: context.vm.tag,
+            page: transaction.address >> 12,
+        };
+        let note = NoteKey {
+            stream_id: transaction.stream_id,
+            substream_id: None,
+            what: Noted::Split(transaction.address >> 12),
+        };
+        let right = |found: &Result<Translation, Event>| {
+            found.is_ok_and(|found| found.address == used.address)
+        };
+        if right(&now) {
+            let mut ledger = checker.ledger();
+            ledger.settle(note);
+            return ledger.agree(key, words(&explanation));
+        }
+        if self.split_stage2(transaction, used).is_none_or(|(second, _)| right(&second)) {
+            return;
+        }
+        let memory = words(&explanation);
+        let change = first_change(checker.ledger().path(key), &memory);
+        let stage2_only = Context { stage1: None, ..context };
+        let scope = stage2_only.scope(change.as_ref(), transaction.address);
+        let difference = Difference {
+            key: note,
+            scope,
+            cache: StaleCache::Walk,
+            change,
+            taken_away: now.is_err() && change.is_none_or(|change| change.is_of_translation()),
+        };
+        let seen = Seen {
+            transaction: Transaction { substream_id: None, ..*transaction },
+            context: Some(&stage2_only),
+            since,
+            used: Ok(*used),
+            permissions: None,
+        };
+        self.conclude(checker, &difference, &seen, (now, explanation));
+    }
+
+    /// What memory says of such an IPA; `None` if the stream is not (any more) under split-stage ATS.
+    fn split_stage2(&self, transaction: &Transaction, used: &Translation) -> Option<Answer> {
+        let mut steps = Vec::new();
+        let context = self.fetch_ste(transaction.stream_id, &mut steps).ok()?;
+        let stage2 = context.stage2.as_ref().filter(|_| context.eats == Eats::SplitStage)?;
+        let wanted = context.wanted(transaction);
+        let mut walker = Walker {
+            memory: &self.memory,
+            tlb: &self.tlb,
+            context: &context,
+            oas: self.options.oas,
+            before: None,
+            recorder: &mut steps,
+        };
+        let result = match walker.stage2(stage2, transaction.address, wanted, Class::In) {
+            Ok(output) => Ok(Translation { address: output.address, ..*used }),
+            Err(fault) => Err(fault.event(&origin(transaction, Some(&context)))),
+        };
+        Some((result, Explanation { steps }))
     }
 }

@@ -70,7 +70,7 @@ pub(crate) struct Checker {
 }
 
 /// What memory says of a transaction, and how.
-type Answer = (Result<Translation, Event>, Explanation);
+pub(super) type Answer = (Result<Translation, Event>, Explanation);
 
 /// A transaction, and how it was served.
 pub(crate) struct Served<'a> {
@@ -85,6 +85,17 @@ pub(crate) struct Served<'a> {
     pub(crate) context: Option<&'a Context>,
     /// The words of configuration that `context` is from; `None` if it was fetched for this transaction.
     pub(crate) origin: Option<&'a [Word]>,
+}
+
+/// A use of what differs.
+pub(super) struct Seen<'a> {
+    pub(super) transaction: Transaction,
+    /// The configuration that served it; `None` if there is none any more.
+    pub(super) context: Option<&'a Context>,
+    /// Commands executed before it.
+    pub(super) since: u64,
+    pub(super) used: Result<Translation, Refused>,
+    pub(super) permissions: Option<Permissions>,
 }
 
 /// When a device asked for a translation: how many commands were executed.
@@ -207,7 +218,7 @@ impl Context {
     }
 
     /// What must be invalidated after a change of what the translation of `address` was made from.
-    fn scope(&self, change: Option<&Change>, address: u64) -> Scope {
+    pub(super) fn scope(&self, change: Option<&Change>, address: u64) -> Scope {
         let tag = self.tag();
         let address = self.canonical(address) & !0xfff;
         let combined = self.stage1.is_some();
@@ -254,24 +265,14 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         let Some(context) = served.context else { return };
         let Some(difference) = self.diagnose(checker, served, context, &second) else { return };
-        let tag = context.tag();
-        let stale = Stale {
+        let seen = Seen {
             transaction: *transaction,
-            cache: difference.cache,
+            context: Some(context),
+            since: served.since,
             used: served.used,
             permissions: served.entry,
-            world: tag.world,
-            vmid: tag.vmid,
-            asid: context.stage1.is_some().then_some(tag.asid),
-            now: second.0,
-            change: difference.change,
-            commands: difference.scope.commands(),
-            misses: Vec::new(),
-            proof: None,
-            uses: 0,
-            explanation: second.1,
         };
-        self.conclude(checker, &difference, served.since, stale);
+        self.conclude(checker, &difference, &seen, second);
     }
 
     fn diagnose(
@@ -296,7 +297,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let page = context.page(transaction);
         if under_old_configuration {
             // Tables and TLB agree: the configuration is what is old.
-            let change = first_change(served.origin?, configuration(&memory));
+            let origin = served.origin?;
+            if served.used.is_ok() {
+                checker.ledger.lock().agree(page, [origin, &words(&steps)].concat());
+            }
+            let change = first_change(origin, configuration(&memory));
             let (sid, ssid) = (transaction.stream_id, context.substream_id);
             let scope = match change.map(|change| change.place) {
                 Some(Place::Ste { .. }) => Scope::Ste { sid, leaf: true },
@@ -360,13 +365,34 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         &self,
         checker: &Checker,
         difference: &Difference,
-        since: u64,
-        mut stale: Stale,
+        seen: &Seen,
+        (now, explanation): Answer,
     ) {
-        let remapped = matches!((&stale.used, &stale.now), (Ok(used), Ok(now)) if used.address != now.address)
+        let elsewhere =
+            matches!((&seen.used, &now), (Ok(used), Ok(now)) if used.address != now.address);
+        let remapped = elsewhere
             && difference.change.is_some_and(|change| {
                 change.is_of_translation() && change.was & format::VALID != 0
             });
+        let tag = seen.context.map(Context::tag);
+        let mut stale = Stale {
+            transaction: seen.transaction,
+            cache: difference.cache,
+            used: seen.used,
+            permissions: seen.permissions,
+            world: tag.map_or(StreamWorld::El1, |tag| tag.world),
+            vmid: tag.map_or(0, |tag| tag.vmid),
+            asid: tag
+                .filter(|_| seen.context.is_some_and(|context| context.stage1.is_some()))
+                .map(|tag| tag.asid),
+            now,
+            change: difference.change,
+            commands: difference.scope.commands(),
+            misses: Vec::new(),
+            proof: None,
+            uses: 0,
+            explanation,
+        };
         {
             let front = self.front.lock();
             let (_, ring) = front.queue(Register::CmdqBase, 0, self.options.cmdq_log2);
@@ -377,7 +403,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             let mut ledger = checker.ledger.lock();
             drop(front);
             let Some(note) =
-                ledger.note(difference.key, difference.scope, since, pending.into(), &stale)
+                ledger.note(difference.key, difference.scope, seen.since, pending.into(), &stale)
             else {
                 return;
             };

@@ -76,6 +76,8 @@ pub(super) enum Noted {
     Page(u64),
     /// A page of a device's own cache.
     Atc(u64),
+    /// A page of stage 2 that a device under split-stage ATS uses by itself.
+    Split(u64),
 }
 
 /// A difference that was seen and is not settled.

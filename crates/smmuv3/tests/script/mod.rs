@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smmuv3::wire::PageRequest;
 use smmuv3::{
     Abort, AtcCompletion, AtcInvalidate, AtsRequest, Attributes, Devices, Memory, Options,
-    REGISTER_FILE_SIZE, Shareability, Smmu, TlbSize, Transaction,
+    REGISTER_FILE_SIZE, Shareability, Smmu, Stale, StaleRule, TlbSize, Transaction,
 };
 
 /// Small, so that random addresses meet.
@@ -122,10 +122,16 @@ fn options(byte: u8) -> Options {
 /// Runs a script. Panics if the SMMU does, or if it breaks a promise.
 pub(crate) fn run(bytes: &[u8]) {
     let mut script = Script(bytes);
-    let options = options(script.byte());
+    let first = script.byte();
+    let options = options(first);
     let ram = Ram((0..RAM / 8).map(|_| AtomicU64::new(0)).collect());
     let smmu = Smmu::new(options.clone(), ram, (), Endpoints).expect("a preset");
     let mut requester = smmu.requester();
+    if first & 0x20 != 0 {
+        let told =
+            |stale: &Stale| assert!(stale.to_string().len() < 1 << 14, "reports are bounded");
+        smmu.check_stale(StaleRule::Use, told).expect("it was off");
+    }
     while !script.0.is_empty() {
         match script.byte() % 16 {
             // Structures, descriptors and commands, wherever they come to lie.

@@ -187,3 +187,37 @@ fn answers_to_devices_are_compared() {
     assert_eq!((stale.cache, stale.proof), (StaleCache::Walk, Some(Proof::Remapped)));
     assert_eq!(stale.change.unwrap().place, Place::Stage1 { level: 2 });
 }
+
+/// Under split-stage ATS the SMMU translates IPAs; what it remembers of stage 2 is compared.
+#[test]
+fn split_stage_accesses_are_compared() {
+    for forgotten in [true, false] {
+        let mut m = machine();
+        let reports = Reports::of(&m, StaleRule::Reuse);
+        let (nested, second) = m.nested(3, 5, 7);
+        m.set_ste(3, nested.ste.with(ste::EATS, SPLIT));
+        m.map(&nested.tables, VA, GUEST + A);
+        let told = ask(&m, None);
+        access(&mut m, told);
+        // The whole last table of stage 2 is replaced by another.
+        let at = m.entry(&second, GUEST + A, 2);
+        m.ram.set(at, 0);
+        let ipa = cmd::tlbi_va(cmd::TLBI_S2_IPA, 5, 0, GUEST + A);
+        m.run(&[
+            if forgotten { ipa } else { ipa.with(cmd::LEAF, 0) },
+            cmd::tlbi(cmd::TLBI_NH_ALL, 5, 0),
+        ]);
+        m.map2(&second, GUEST + A, B);
+        access(&mut m, told);
+        if forgotten {
+            let stale = reports.one();
+            assert_eq!((stale.cache, stale.proof), (StaleCache::Walk, Some(Proof::Remapped)));
+            assert_eq!((stale.vmid, stale.asid), (5, None));
+            assert_eq!(stale.change.unwrap().address, at);
+            let wanted = stale.commands.iter().map(Command::to_string).collect::<Vec<_>>();
+            assert_eq!(wanted, ["CMD_TLBI_S2_IPA VMID=5 IPA=0x10300000"]);
+        } else {
+            reports.none();
+        }
+    }
+}
