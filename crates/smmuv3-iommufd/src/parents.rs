@@ -58,11 +58,11 @@ impl NestParents {
         self.given.lock().iter().copied().map(NestParent::Given).chain(made).collect()
     }
 
-    /// A vIOMMU for the SMMU that `device` is behind, and what it stands on.
-    pub(crate) fn viommu(&self, device: u32) -> io::Result<(Object, NestParent)> {
+    /// A vIOMMU for the SMMU that `device` is behind, after what it stands on.
+    pub(crate) fn viommu(&self, device: u32) -> io::Result<(NestParent, Object)> {
         for parent in self.candidates() {
             match self.host.viommu(device, parent.id()) {
-                Ok(id) => return Ok((Object::new(&self.host, id), parent)),
+                Ok(id) => return Ok((parent, Object::new(&self.host, id))),
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(error) => return Err(error),
             }
@@ -71,6 +71,6 @@ impl NestParents {
         let made = Arc::new(Object::new(&self.host, id));
         let viommu = Object::new(&self.host, self.host.viommu(device, id)?);
         self.made.lock().push(Arc::downgrade(&made));
-        Ok((viommu, NestParent::Made(made)))
+        Ok((NestParent::Made(made), viommu))
     }
 }

@@ -46,7 +46,8 @@ impl Viommu {
         info: &HwInfo,
         page_requests: bool,
     ) -> io::Result<Self> {
-        let (id, parent) = parents.viommu(device)?;
+        // Local variables go in reverse order.
+        let (parent, id) = parents.viommu(device)?;
         let queue = |(id, file)| Queue { file, id: Object::new(host, id) };
         let proxy = |ste| host.nested(device, id.id, ste, None).map(|id| Object::new(host, id));
         Ok(Self {

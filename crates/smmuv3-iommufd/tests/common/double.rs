@@ -77,7 +77,14 @@ fn errno(errno: i32) -> io::Error {
 pub fn info() -> HwInfo {
     HwInfo {
         flags: 0,
-        idr: [0b10 << 2 | 1 << 12 | 1 << 19 | 0b10 << 21, 20 << 6 | 32, 0, 0b110 << 10, 0, 0xc70],
+        idr: [
+            0b10 << 2 | 1 << 12 | 1 << 19 | 0b10 << 21 | 1 << 24,
+            20 << 6 | 32,
+            0,
+            0b110 << 10,
+            0,
+            0xc70,
+        ],
         iidr: 0,
         aidr: 2,
     }
@@ -197,7 +204,7 @@ impl State {
         }
     }
 
-    fn new(&mut self, object: Object, call: Call) -> u32 {
+    fn add(&mut self, object: Object, call: Call) -> u32 {
         self.next += 1;
         self.objects.insert(self.next, object);
         self.calls.push(call);
@@ -248,7 +255,7 @@ impl Host for Double {
         let mut state = self.lock();
         state.enter()?;
         let smmu = state.smmu_of(device)?;
-        Ok(state.new(Object::Parent { smmu }, Call::Parent(ioas)))
+        Ok(state.add(Object::Parent { smmu }, Call::Parent(ioas)))
     }
 
     fn viommu(&self, device: u32, parent: u32) -> io::Result<u32> {
@@ -261,7 +268,7 @@ impl Host for Double {
             Some(Object::Parent { .. }) => return Err(errno(libc::EINVAL)),
             _ => return Err(errno(libc::ENOENT)),
         }
-        Ok(state.new(Object::Viommu { parent, smmu }, Call::Viommu(parent)))
+        Ok(state.add(Object::Viommu { parent, smmu }, Call::Viommu(parent)))
     }
 
     fn nested(
@@ -282,20 +289,21 @@ impl Host for Double {
         if ste[0] & !allowed[0] | ste[1] & !allowed[1] != 0 || ste[1] >> 28 & 3 > 1 {
             return Err(errno(libc::EIO));
         }
-        Ok(state.new(Object::Nested { viommu, ste, faults }, Call::Nested(ste)))
+        Ok(state.add(Object::Nested { viommu, ste, faults }, Call::Nested(ste)))
     }
 
     fn vdevice(&self, viommu: u32, device: u32, stream_id: u32) -> io::Result<u32> {
         let mut state = self.lock();
         state.enter()?;
-        let taken = state.objects.values().any(|object| {
-            matches!(object, Object::Vdevice { device: d, .. } if *d == device)
-        });
+        let taken = state
+            .objects
+            .values()
+            .any(|object| matches!(object, Object::Vdevice { device: d, .. } if *d == device));
         if taken || state.device_of(viommu, stream_id) {
             return Err(errno(libc::EEXIST));
         }
         let vdevice = Object::Vdevice { viommu, device, stream_id };
-        Ok(state.new(vdevice, Call::Vdevice(device, stream_id)))
+        Ok(state.add(vdevice, Call::Vdevice(device, stream_id)))
     }
 
     fn event_queue(&self, viommu: u32, _: u32) -> io::Result<(u32, File)> {
@@ -304,7 +312,7 @@ impl Host for Double {
         let (theirs, ours) = UnixDatagram::pair()?;
         theirs.set_nonblocking(true)?;
         state.events = Some(ours);
-        let id = state.new(Object::Events { viommu }, Call::EventQueue);
+        let id = state.add(Object::Events { viommu }, Call::EventQueue);
         Ok((id, File::from(OwnedFd::from(theirs))))
     }
 
@@ -315,7 +323,7 @@ impl Host for Double {
         theirs.set_nonblocking(true)?;
         ours.set_nonblocking(true)?;
         state.faults = Some(ours);
-        let id = state.new(Object::Faults, Call::FaultQueue);
+        let id = state.add(Object::Faults, Call::FaultQueue);
         Ok((id, File::from(OwnedFd::from(theirs))))
     }
 

@@ -48,8 +48,7 @@ pub mod reg {
 pub const QUEUES: u32 = 0b1110;
 pub const ENABLED: u32 = 0b1111;
 
-pub const SYNC: Command =
-    Command::Sync { cs: 0, msh: 0, msi_attr: 0, msi_data: 0, msi_address: 0 };
+pub const SYNC: Command = Command::Sync { cs: 0, msh: 0, msi_attr: 0, msi_data: 0, msi_address: 0 };
 
 /// One VM.
 pub struct Vm {
