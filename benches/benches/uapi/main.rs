@@ -222,7 +222,7 @@ fn invalidate(report: &mut Report) {
 
 fn main() {
     // As root in the kernel: pinned memory is not limited.
-    let machine = Machine { grant: vec![Grant::IpcLock], ..Machine::default() };
+    let machine = Machine { grant: vec![Grant::IpcLock], ..Machine::with(Model::Mock) };
     softiommu::install(machine).expect("the first machine");
     if memory::measured() {
         return;

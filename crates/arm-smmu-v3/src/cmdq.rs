@@ -23,7 +23,7 @@ const COMMAND_LOG2: u8 = 4;
 /// log2 of the most entries that the queue is given: more would not be in use at a time.
 const LARGEST_LOG2: u8 = 10;
 /// The most commands between two `CMD_SYNC`.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 /// How often the SMMU may try to read a command that it could not read.
 const READS: u32 = 8;
 
@@ -200,6 +200,19 @@ impl<R: Registers, M: DmaMemory> CommandQueue<R, M> {
         state.batches.push(Batch { positions: start..end, outcome: Outcome::Executed });
         write(&*self.registers, Register::CmdqProd, end as u32 & self.ring.mask());
         Some(start)
+    }
+
+    /// Acknowledges global errors that are not the queue's own, and returns which were active.
+    pub(crate) fn acknowledge_others(&self) -> Gerror {
+        // GERRORN is written under this lock only.
+        let _state = self.state.lock();
+        let gerror = Gerror(read(&*self.registers, Register::Gerror));
+        let gerrorn = Gerror(read(&*self.registers, Register::Gerrorn));
+        let active = Gerror(gerror.0 ^ gerrorn.0).with_cmdq_err(false);
+        if active.0 != 0 {
+            write(&*self.registers, Register::Gerrorn, gerrorn.0 ^ active.0);
+        }
+        active
     }
 
     fn store(&self, position: u64, command: &Command) {

@@ -51,6 +51,33 @@ struct Tables<M: DmaMemory> {
     gather: Gather,
     /// New mappings are clean.
     tracking: bool,
+    /// How many vIOMMUs are above: entries of the VMID may have stage 1 in them too.
+    nesting: usize,
+    /// Who may have translations of the domain in a cache of its own.
+    ats: Vec<AtsUser>,
+}
+
+/// A stream that asks for translations and keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AtsUser {
+    pub(crate) sid: u32,
+    pub(crate) ssid: Option<u32>,
+    /// It knows addresses that are none of the domain's: it forgets everything or nothing.
+    pub(crate) whole: bool,
+}
+
+impl AtsUser {
+    /// What has it forget a range, or more.
+    pub(crate) fn forget(&self, range: &Range<u64>) -> Command {
+        let &Self { sid, ssid, whole } = self;
+        let (first, last) = (range.start >> 12, range.end.saturating_sub(1) >> 12);
+        // The smallest aligned power of two that has all of it.
+        let size = (64 - (first ^ last).leading_zeros()) as u8;
+        let (size, addr) = if whole { (52, 0) } else { (size, first >> size << size << 12) };
+        // Without a PASID, what was asked for with one is meant too.
+        let ssid = ssid.filter(|_| !whole);
+        Command::AtcInv { sid, ssid, global: false, size, addr }
+    }
 }
 
 impl<R: Registers, M: DmaMemory> Domain<R, M> {
@@ -75,7 +102,13 @@ impl<R: Registers, M: DmaMemory> Domain<R, M> {
             Stage::One => Tag::Asid(id),
             Stage::Two => Tag::Vmid(id),
         };
-        let tables = Mutex::new(Tables { mapper, gather: Gather::default(), tracking: false });
+        let tables = Mutex::new(Tables {
+            mapper,
+            gather: Gather::default(),
+            tracking: false,
+            nesting: 0,
+            ats: Vec::new(),
+        });
         Ok(Arc::new(Self { smmu: smmu.clone(), geometry, tag, dirty, tables }))
     }
 
@@ -173,7 +206,13 @@ impl<R: Registers, M: DmaMemory> Domain<R, M> {
     fn invalidate(&self, tables: &mut Tables<M>) -> Result<(), Error> {
         if let Some(range) = tables.gather.range() {
             let leaf = !tables.gather.has_tables();
-            self.smmu.run(&self.invalidations(range, leaf))?;
+            let mut commands = self.invalidations(range.clone(), leaf);
+            if tables.nesting > 0 {
+                commands.push(self.invalidate_stage1());
+            }
+            self.smmu.run(&commands)?;
+            // Only now: a device that asks again must not be given the same.
+            self.smmu.forget_atc(&tables.ats, &range)?;
         }
         tables.mapper.recycle(&mut tables.gather);
         Ok(())
@@ -223,6 +262,45 @@ impl<R: Registers, M: DmaMemory> Domain<R, M> {
             address += count << scale << log2;
         }
         commands
+    }
+
+    /// What stage 1 has been combined with this stage 2 is known by addresses that only the guest knows: so all of it.
+    fn invalidate_stage1(&self) -> Command {
+        Command::TlbiNhAll { vmid: self.vmid() }
+    }
+
+    /// The VMID of a stage 2; 0 for a stage 1.
+    pub(crate) fn vmid(&self) -> u16 {
+        match self.tag {
+            Tag::Asid(_) => 0,
+            Tag::Vmid(vmid) => vmid,
+        }
+    }
+
+    /// From now on there may be stages 1 over this stage 2.
+    pub(crate) fn begin_nesting(&self) {
+        self.tables.lock().nesting += 1;
+    }
+
+    /// One of those who began is gone. What its stage 1 left in TLBs goes with the last: nobody would find it later.
+    pub(crate) fn end_nesting(&self) {
+        let tables = &mut *self.tables.lock();
+        if tables.nesting > 1 || self.smmu.run(&[self.invalidate_stage1()]).is_ok() {
+            tables.nesting -= 1;
+        }
+    }
+
+    /// From now on a stream may keep translations of the domain.
+    pub(crate) fn add_ats(&self, user: AtsUser) {
+        self.tables.lock().ats.push(user);
+    }
+
+    /// A stream has forgotten what it kept.
+    pub(crate) fn remove_ats(&self, user: AtsUser) {
+        let users = &mut self.tables.lock().ats;
+        if let Some(at) = users.iter().position(|other| *other == user) {
+            users.swap_remove(at);
+        }
     }
 
     fn invalidate_all(&self) -> Command {
@@ -337,4 +415,33 @@ fn geometry(stage: Stage, granule: Granule, output_bits: u8) -> Option<Geometry>
             .find_map(|level| Geometry::stage2(granule, bits, level, output, false).ok()),
     };
     geometry.map(|geometry| geometry.with_lpa(output_bits == 52))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The smallest aligned power of two that has the range.
+        #[test]
+        fn what_an_endpoint_forgets_covers_the_range(a in 0..1u64 << 52, b in 0..1u64 << 52, far in 0..52u32) {
+            let (start, end) = (a.min(b) >> far, (a.max(b) >> far) + 1);
+            let user = AtsUser { sid: 3, ssid: Some(4), whole: false };
+            let Command::AtcInv { sid: 3, ssid: Some(4), size, addr, .. } = user.forget(&(start..end)) else {
+                return Err(TestCaseError::fail("another command"));
+            };
+            let covers = |size: u8, addr: u64| {
+                u128::from(addr) <= u128::from(start)
+                    && u128::from(addr) + (4096u128 << size) >= u128::from(end)
+            };
+            prop_assert!(size <= 52 && addr.trailing_zeros() >= u32::from(size) + 12 || addr == 0);
+            prop_assert!(covers(size, addr));
+            if size > 0 {
+                let smaller = start >> (size + 11) << (size + 11);
+                prop_assert!(!covers(size - 1, smaller));
+            }
+        }
+    }
 }

@@ -2,23 +2,58 @@
 
 use std::any::Any;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use iommu::{
     Capability, Device, DirtyTracking, Group, HwInfo, PagingDomain, PagingFlags, Pasids, Prot,
-    Target, UserData,
+    ReservedKind, ReservedRegion, Target, UserData, ViommuHost,
 };
 use pagetable::{MapError, Stage};
 
 use crate::domain::Domain;
 use crate::error::Error;
+use crate::faults::{Faults, Port};
+use crate::nested::Nested;
 use crate::platform::{DmaMemory, Registers};
 use crate::probe::Httu;
 use crate::smmu::Smmu;
-use crate::stream::{Attachment, Stream};
+use crate::stream::{Attachment, Stream, StreamOptions};
+use crate::viommu::Viommu;
 
-/// `IOMMU_HW_INFO_TYPE_ARM_SMMUV3`.
-const HW_INFO_TYPE: u32 = 2;
+use uapi::Plain;
+use uapi::iommufd as u;
+
+/// What a device behind an SMMU can do.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceOptions {
+    /// Bits of its PASIDs; 0 if it has none.
+    pub pasid_bits: u8,
+    /// It uses ATS.
+    pub ats: bool,
+    /// It uses PRI, which takes ATS.
+    pub pri: bool,
+    /// Its transactions may stall, where a domain's owner handles page requests. Not beside PRI.
+    pub stalls: bool,
+    /// IOVAs that it cannot use, beside the window for MSI doorbells, which gives way to regions of that kind.
+    pub reserved: Vec<ReservedRegion>,
+}
+
+/// Where doorbells are mapped unless the device has another place for them: Linux's.
+const SW_MSI: RangeInclusive<u64> = 0x800_0000..=0x80f_ffff;
+
+/// What the driver keeps with a device.
+pub(crate) struct Behind<R: Registers, M: DmaMemory> {
+    pub(crate) stream: Stream<R, M>,
+    /// It uses PRI.
+    pub(crate) pri: bool,
+    reserved: Vec<ReservedRegion>,
+}
+
+impl<R: Registers + 'static, M: DmaMemory + 'static> Behind<R, M> {
+    pub(crate) fn of(device: &Device) -> Result<&Self, iommu::Error> {
+        device.data().ok_or(iommu::Error::Invalid("not a device of an SMMUv3"))
+    }
+}
 
 /// One SMMU as a driver of the crate `iommu`.
 ///
@@ -26,30 +61,65 @@ const HW_INFO_TYPE: u32 = 2;
 /// out of service: rather than that a device goes on with what is not its own, all abort.
 pub struct Driver<R: Registers, M: DmaMemory> {
     smmu: Arc<Smmu<R, M>>,
+    faults: Faults<R, M>,
 }
 
 impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
     /// A driver for that SMMU.
     pub fn new(smmu: &Arc<Smmu<R, M>>) -> Arc<Self> {
-        Arc::new(Self { smmu: smmu.clone() })
+        Arc::new(Self { smmu: smmu.clone(), faults: Faults::default() })
     }
 
-    /// Puts a device, which uses one stream and PASIDs of up to `pasid_bits` bits, behind the SMMU. As long as nobody owns
-    /// its group it is on identity.
+    /// The SMMU.
+    pub fn smmu(&self) -> &Arc<Smmu<R, M>> {
+        &self.smmu
+    }
+
+    pub(crate) fn faults(&self) -> &Faults<R, M> {
+        &self.faults
+    }
+
+    /// From now on, events of a stream are for the guest of that attachment, if it is a guest's.
+    fn route(&self, stream_id: u32, attachment: &Attachment<R, M>) {
+        if let Some(port) = self.faults.ports.write().get_mut(&stream_id) {
+            port.guest = match attachment {
+                Attachment::Nested(nested) => Arc::downgrade(nested.viommu()),
+                _ => Weak::new(),
+            };
+        }
+    }
+
+    /// Puts a device, which uses one stream, behind the SMMU. As long as nobody owns its group it is on identity.
     pub fn add_device(
         self: &Arc<Self>,
         name: impl Into<String>,
         stream_id: u32,
-        pasid_bits: u8,
+        options: DeviceOptions,
         group: &Arc<Group>,
     ) -> Result<Arc<Device>, Error> {
-        let stream = Stream::new(&self.smmu, stream_id, pasid_bits)?;
+        let DeviceOptions { pasid_bits, ats, pri, stalls, mut reserved } = options;
+        if pri && !(ats && self.smmu.features().pri) {
+            return Err(Error::Unsupported("PRI without ATS, or the SMMU does not have it"));
+        }
+        if pri && stalls {
+            return Err(Error::Unsupported("PRI and stalls of one device"));
+        }
+        let is_msi = |kind| matches!(kind, ReservedKind::Msi | ReservedKind::SwMsi);
+        if !reserved.iter().any(|region| is_msi(region.kind)) {
+            reserved.push(ReservedRegion { range: SW_MSI, kind: ReservedKind::SwMsi });
+        }
+        let stream = Stream::new(&self.smmu, stream_id, StreamOptions { pasid_bits, ats, stalls })?;
         stream.attach(Attachment::Identity)?;
-        Ok(Device::new(name, self.clone(), Box::new(stream), group))
+        let behind = Behind { stream, pri, reserved };
+        let device = Device::new(name, self.clone(), Box::new(behind), group);
+        let mut ports = self.faults.ports.write();
+        ports.retain(|_, port| port.device.strong_count() > 0);
+        ports.insert(stream_id, Port::new(&device));
+        Ok(device)
     }
 
     fn stream(device: &Device) -> Result<&Stream<R, M>, iommu::Error> {
-        device.data().ok_or(iommu::Error::Invalid("not a device of an SMMUv3"))
+        Ok(&Behind::of(device)?.stream)
     }
 
     fn domain(&self, domain: &Arc<dyn PagingDomain>) -> Result<Arc<Domain<R, M>>, iommu::Error> {
@@ -57,6 +127,22 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
         let ours = domain.downcast::<Domain<R, M>>().ok();
         ours.filter(|domain| Arc::ptr_eq(domain.smmu(), &self.smmu))
             .ok_or(iommu::Error::Incompatible("the domain is another IOMMU's"))
+    }
+
+    /// What there is to attach for a domain, if it is of this SMMU.
+    fn attachment(&self, domain: &iommu::Domain) -> Result<Attachment<R, M>, iommu::Error> {
+        Ok(match domain {
+            iommu::Domain::Blocked => Attachment::Blocked,
+            iommu::Domain::Identity => Attachment::Identity,
+            iommu::Domain::Paging(domain) => Attachment::Paging(self.domain(domain)?),
+            iommu::Domain::Nested(domain) => {
+                let domain: Arc<dyn Any + Send + Sync> = domain.clone();
+                let ours = domain.downcast::<Nested<R, M>>().ok();
+                ours.filter(|nested| Arc::ptr_eq(nested.parent().smmu(), &self.smmu))
+                    .map(Attachment::Nested)
+                    .ok_or(iommu::Error::Incompatible("the domain is another IOMMU's"))?
+            }
+        })
     }
 }
 
@@ -70,6 +156,9 @@ impl From<Error> for iommu::Error {
             Error::StreamId(_) => Self::Invalid("the StreamID is out of range"),
             Error::StreamInUse(_) => Self::Busy("the stream belongs to another device"),
             Error::Unsupported(reason) => Self::Unsupported(reason),
+            Error::PasidsInUse => Self::Busy("PASIDs are attached"),
+            Error::NoVirtualStreamId(_) => Self::NotFound("the device's vDEVICE"),
+            Error::VirtualSte(reason) => Self::Io(reason),
             Error::Exhausted(name) => Self::NoSpace(name),
             Error::Map(_) => Self::Invalid("the range does not fit the page table"),
         }
@@ -77,12 +166,13 @@ impl From<Error> for iommu::Error {
 }
 
 impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R, M> {
-    fn capable(&self, _: &Device, capability: Capability) -> bool {
+    fn capable(&self, device: &Device, capability: Capability) -> bool {
         match capability {
             // Or it would not have been probed.
             Capability::CacheCoherency => true,
             Capability::DirtyTracking => self.smmu.features().httu == Httu::Dirty,
-            Capability::EnforceCacheCoherency | Capability::PciAts => false,
+            Capability::PciAts => Self::stream(device).is_ok_and(Stream::has_ats),
+            Capability::EnforceCacheCoherency => false,
         }
     }
 
@@ -94,14 +184,15 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
         Pasids { max, exec: there, privileged: there }
     }
 
-    /// `struct iommu_hw_info_arm_smmuv3`: flags, a reserved word, IDR0 to IDR5, IIDR, AIDR.
     fn hw_info(&self, _: &Device, data_type: u32) -> Result<HwInfo, iommu::Error> {
-        if data_type != 0 && data_type != HW_INFO_TYPE {
+        let own = u::iommu_hw_info_type_IOMMU_HW_INFO_TYPE_ARM_SMMUV3;
+        if data_type != u::iommu_hw_info_type_IOMMU_HW_INFO_TYPE_DEFAULT && data_type != own {
             return Err(iommu::Error::Unsupported("the type of hardware information"));
         }
         let features = self.smmu.features();
-        let words = [0, 0].into_iter().chain(features.idr).chain([features.iidr, features.aidr]);
-        Ok(HwInfo { data_type: HW_INFO_TYPE, data: words.flat_map(u32::to_ne_bytes).collect() })
+        let mut info = u::iommu_hw_info_arm_smmuv3::zeroed();
+        (info.idr, info.iidr, info.aidr) = (features.idr, features.iidr, features.aidr);
+        Ok(HwInfo { data_type: own, data: info.as_bytes().to_vec() })
     }
 
     fn alloc_paging(
@@ -130,24 +221,21 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
         _old: &iommu::Domain,
     ) -> Result<(), iommu::Error> {
         let stream = Self::stream(device)?;
-        let domain = match new {
-            iommu::Domain::Paging(domain) => Some(self.domain(domain)?),
-            iommu::Domain::Blocked | iommu::Domain::Identity => None,
-            iommu::Domain::Nested(_) => {
-                return Err(iommu::Error::Incompatible("a nested domain of another IOMMU"));
+        let result = match (target, self.attachment(new)?) {
+            (Target::Rid, attachment) => {
+                let result = stream.attach(attachment.clone());
+                if result.is_ok() {
+                    self.route(stream.id(), &attachment);
+                }
+                result
             }
-        };
-        let result = match (target, domain) {
-            (Target::Rid, Some(domain)) => stream.attach(Attachment::Paging(domain)),
-            (Target::Rid, None) if matches!(new, iommu::Domain::Identity) => {
-                stream.attach(Attachment::Identity)
+            (Target::Pasid(pasid), Attachment::Blocked) => stream.detach_pasid(pasid),
+            (Target::Pasid(pasid), Attachment::Paging(domain)) => {
+                stream.attach_pasid(pasid, &domain)
             }
-            (Target::Rid, None) => stream.attach(Attachment::Blocked),
-            (Target::Pasid(pasid), Some(domain)) => stream.attach_pasid(pasid, &domain),
-            (Target::Pasid(_), None) if matches!(new, iommu::Domain::Identity) => {
-                return Err(iommu::Error::Unsupported("identity for a PASID"));
+            (Target::Pasid(_), Attachment::Identity | Attachment::Nested(_)) => {
+                return Err(iommu::Error::Unsupported("such a domain for a PASID"));
             }
-            (Target::Pasid(pasid), None) => stream.detach_pasid(pasid),
         };
         result.map_err(|error| match error {
             Error::Unsupported(reason) => iommu::Error::Incompatible(reason),
@@ -158,10 +246,47 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
     fn block(&self, device: &Device, target: Target, _old: &iommu::Domain) {
         let Ok(stream) = Self::stream(device) else { return };
         let result = match target {
-            Target::Rid => stream.attach(Attachment::Blocked),
+            Target::Rid => {
+                self.route(stream.id(), &Attachment::Blocked);
+                stream.attach(Attachment::Blocked)
+            }
             Target::Pasid(pasid) => stream.detach_pasid(pasid),
         };
         self.smmu.must(result);
+    }
+
+    fn reserved_regions(&self, device: &Device) -> Vec<ReservedRegion> {
+        Behind::<R, M>::of(device).map_or_else(|_| Vec::new(), |behind| behind.reserved.clone())
+    }
+
+    fn page_response(
+        &self,
+        device: &Device,
+        last: &iommu::PageRequest,
+        response: iommu::PageResponse,
+    ) {
+        self.respond(device, last, response);
+    }
+
+    fn has_viommu(&self, _: &Device, viommu_type: u32) -> bool {
+        viommu_type == u::iommu_viommu_type_IOMMU_VIOMMU_TYPE_ARM_SMMUV3
+            && self.smmu.features().nests()
+    }
+
+    fn alloc_viommu(
+        &self,
+        device: &Device,
+        viommu_type: u32,
+        parent: &Arc<dyn PagingDomain>,
+        _: Option<&UserData>,
+        host: ViommuHost<'_>,
+    ) -> Result<(Arc<dyn iommu::Viommu>, Vec<u8>), iommu::Error> {
+        if !self.has_viommu(device, viommu_type) {
+            return Err(iommu::Error::Unsupported("the type of vIOMMU"));
+        }
+        // One stage 2 belongs to one SMMU, as its VMID does.
+        let parent = self.domain(parent)?;
+        Ok((Viommu::new(&parent, host.events)?, Vec::new()))
     }
 }
 

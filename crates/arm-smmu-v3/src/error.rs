@@ -29,6 +29,15 @@ pub enum Error {
     /// The SMMU, the stream or the domain cannot do that.
     #[error("{0}")]
     Unsupported(&'static str),
+    /// What the stream is to be attached to cannot be beside PASIDs, and there are some.
+    #[error("the stream has PASIDs attached")]
+    PasidsInUse,
+    /// A guest's stage 1 for a stream of which its vIOMMU does not know.
+    #[error("the vIOMMU does not know StreamID {0:#x}")]
+    NoVirtualStreamId(u32),
+    /// What a guest says of a stream is not for it to say, or not what the SMMU can do.
+    #[error("a virtual STE that cannot be: {0}")]
+    VirtualSte(&'static str),
     /// All ASIDs or VMIDs are in use.
     #[error("no {0} is left")]
     Exhausted(&'static str),

@@ -50,8 +50,18 @@ pub struct Features {
     pub cmdq_log2: u8,
     /// log2 of the entries of the largest Event queue, at most 19.
     pub eventq_log2: u8,
+    /// PCIe ATS: devices may ask for translations and keep them.
+    pub ats: bool,
+    /// PCIe PRI: devices may ask for pages.
+    pub pri: bool,
+    /// log2 of the entries of the largest PRI queue, at most 19.
+    pub priq_log2: u8,
+    /// Faulting transactions may stall or terminate, as software chooses; otherwise they always terminate.
+    pub stalls: bool,
     /// Invalidation of ranges of addresses.
     pub range_invalidation: bool,
+    /// 52-bit addresses with 4K and 16K, and their larger invalidations.
+    pub wide_ranges: bool,
     /// Granule of 4 KiB.
     pub granule_4k: bool,
     /// Granule of 16 KiB.
@@ -142,7 +152,12 @@ impl Features {
             ssid_bits: idr1.ssid_size(),
             cmdq_log2: idr1.cmdqs(),
             eventq_log2: idr1.eventqs(),
+            ats: idr0.ats(),
+            pri: idr0.pri(),
+            priq_log2: idr1.priqs(),
+            stalls: idr0.stall_model() == 0b00,
             range_invalidation: idr3.ril(),
+            wide_ranges: idr5.ds(),
             granule_4k: idr5.gran4k(),
             granule_16k: idr5.gran16k(),
             granule_64k: idr5.gran64k(),
@@ -153,6 +168,11 @@ impl Features {
             iidr: read(registers, Register::Iidr),
             aidr,
         })
+    }
+
+    /// Both stages are there, one over the other.
+    pub fn nests(&self) -> bool {
+        self.stage1 && self.stage2
     }
 
     /// The smallest granule: it gives the finest mappings.
@@ -174,6 +194,7 @@ fn check(idr0: Idr0, idr1: Idr1, idr5: Idr5) -> Result<(), ProbeError> {
         (idr1.ssid_size() > 20, "IDR1.SSIDSIZE"),
         (idr1.cmdqs() > 19, "IDR1.CMDQS"),
         (idr1.eventqs() > 19, "IDR1.EVENTQS"),
+        (idr1.priqs() > 19, "IDR1.PRIQS"),
     ];
     if let Some((_, field)) = reserved.iter().find(|(reserved, _)| *reserved) {
         return Err(ProbeError::Reserved(field));

@@ -1,20 +1,24 @@
 //! An SMMU as a whole, and its way from any state into service.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use smmuv3::wire::register::{Cr0, Cr1, Cr2, Gbpa};
-use smmuv3::wire::{Command, Register, Ste};
+use smmuv3::wire::pri::PageRequest;
+use smmuv3::wire::register::{Cr0, Cr1, Cr2, Gbpa, Gerror, IrqCtrl};
+use smmuv3::wire::{Command, Event, Register, Ste};
 
 use crate::cmdq::{CommandQueue, CommandsError};
+use crate::domain::AtsUser;
 use crate::entry;
 use crate::error::Error;
-use crate::eventq::{EventQueue, Events};
 use crate::ids::Ids;
 use crate::platform::{DmaMemory, Registers, read, write, write64};
 use crate::probe::Features;
+use crate::records::{EVENTQ, PRIQ, RecordQueue};
 use crate::stream::Claims;
 use crate::stream_table::StreamTable;
 use crate::wait;
@@ -33,6 +37,24 @@ impl Default for Options {
     }
 }
 
+/// What [`Smmu::events`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Events {
+    /// The records, oldest first. What is not an architected event is left out.
+    pub records: Vec<Event>,
+    /// There were more, for which the queue had no room.
+    pub overflow: bool,
+}
+
+/// What [`Smmu::page_requests`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageRequests {
+    /// The records, oldest first.
+    pub records: Vec<PageRequest>,
+    /// There were more, for which the queue had no room. The SMMU has answered them.
+    pub overflow: bool,
+}
+
 /// An SMMUv3 in service. Any number of threads may use it at a time.
 pub struct Smmu<R: Registers, M: DmaMemory> {
     pub(crate) registers: Arc<R>,
@@ -40,8 +62,12 @@ pub struct Smmu<R: Registers, M: DmaMemory> {
     features: Features,
     options: Options,
     commands: CommandQueue<R, M>,
-    events: EventQueue<R, M>,
+    events: RecordQueue<R, M, 4>,
+    /// If the SMMU has PRI.
+    page_requests: Option<RecordQueue<R, M, 2>>,
     streams: Mutex<StreamTable<M>>,
+    /// Streams that are not to have ATS, whatever their STEs are to say.
+    without_ats: Mutex<BTreeSet<u32>>,
     /// For good: something failed that must not.
     out_of_service: AtomicBool,
     pub(crate) claims: Claims,
@@ -55,12 +81,17 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         let (registers, memory) = (Arc::new(registers), Arc::new(memory));
         let features = Features::probe(&*registers)?;
         let commands = CommandQueue::new(&registers, &memory, features.cmdq_log2, options.timeout)?;
-        let events = EventQueue::new(&registers, &memory, features.eventq_log2)?;
+        let events = RecordQueue::new(&registers, &memory, EVENTQ, features.eventq_log2)?;
+        let page_requests = features
+            .pri
+            .then(|| RecordQueue::new(&registers, &memory, PRIQ, features.priq_log2))
+            .transpose()?;
         let streams = Mutex::new(StreamTable::new(&memory, &features)?);
         let smmu = Self {
             asids: Ids::new(features.asid_bits),
             vmids: Ids::new(features.vmid_bits),
             claims: Claims::default(),
+            without_ats: Mutex::default(),
             out_of_service: AtomicBool::new(false),
             registers,
             memory,
@@ -68,6 +99,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             options,
             commands,
             events,
+            page_requests,
             streams,
         };
         smmu.reset()?;
@@ -81,21 +113,82 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
 
     /// Has commands executed in order; returns when all are complete. Out of service there is nothing left to do.
     pub fn run(&self, commands: &[Command]) -> Result<(), CommandsError> {
-        if self.out_of_service.load(Ordering::Acquire) {
+        if commands.is_empty() || self.out_of_service.load(Ordering::Acquire) {
             return Ok(());
         }
         self.commands.run(commands)
     }
 
-    /// Takes out of the Event queue what is there. Nothing tells when to look: interrupts are off.
+    /// Has streams that keep translations of a domain forget those of a range. One that does not answer may not use
+    /// any from now on, and is given no more.
+    pub(crate) fn forget_atc(&self, users: &[AtsUser], range: &Range<u64>) -> Result<(), Error> {
+        let commands: Vec<_> = users.iter().map(|user| user.forget(range)).collect();
+        let Err(error) = self.run(&commands) else { return Ok(()) };
+        if !matches!(error, CommandsError::AtcTimeout { .. }) {
+            return Err(error.into());
+        }
+        for (user, command) in users.iter().zip(commands) {
+            match self.run(&[command]) {
+                Err(CommandsError::AtcTimeout { .. }) => self.revoke_ats(user.sid)?,
+                result => result?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the SMMU refuse what a stream has translated itself.
+    fn revoke_ats(&self, stream_id: u32) -> Result<(), Error> {
+        tracing::warn!(stream_id, "does not answer ATS invalidations: ATS is off");
+        let mut streams = self.streams.lock();
+        self.without_ats.lock().insert(stream_id);
+        let place = streams.ste(stream_id)?;
+        let old = Ste(entry::read(place));
+        entry::write(place, old, old.with_eats(0), || self.forget_stream(stream_id))
+    }
+
+    /// The stream is somebody else's now.
+    pub(crate) fn permit_ats(&self, stream_id: u32) {
+        self.without_ats.lock().remove(&stream_id);
+    }
+
+    /// Whether the stream is to have ATS, if its STE says so.
+    pub(crate) fn permits_ats(&self, stream_id: u32) -> bool {
+        !self.without_ats.lock().contains(&stream_id)
+    }
+
+    /// Takes out of the Event queue what is there now. Its interrupt comes when the queue is no longer empty: who waits for
+    /// that takes until nothing is found.
     pub fn events(&self) -> Events {
-        self.events.take()
+        let found = self.events.take();
+        let records = found.records.iter().filter_map(Event::decode).collect();
+        Events { records, overflow: found.overflow }
+    }
+
+    /// Takes out of the PRI queue what is there now; like [`events`](Self::events).
+    pub fn page_requests(&self) -> PageRequests {
+        let found = self.page_requests.as_ref().map(RecordQueue::take);
+        found.map_or_else(PageRequests::default, |found| PageRequests {
+            records: found.records.iter().map(PageRequest::decode).collect(),
+            overflow: found.overflow,
+        })
+    }
+
+    /// Acknowledges the global errors that are active, but for those of the Command queue, which whoever waits for it
+    /// deals with.
+    pub fn global_errors(&self) -> Gerror {
+        let active = self.commands.acknowledge_others();
+        if active.sfm_err() {
+            // It says itself that it does not work any more.
+            self.out_of_service.store(true, Ordering::Release);
+        }
+        active
     }
 
     /// Changes the STE of a stream. Transactions see the old one or the new one; an abort in between only where the
     /// change takes more than one write and the Stream table has but one level.
     pub(crate) fn write_ste(&self, stream_id: u32, new: Ste) -> Result<(), Error> {
         let mut streams = self.streams.lock();
+        let new = if self.permits_ats(stream_id) { new } else { new.with_eats(0) };
         let old = Ste(entry::read(streams.ste(stream_id)?));
         if !entry::is_hitless(old, new)
             && streams.replace(stream_id, new, |forget| Ok(self.run(&[forget])?))?
@@ -124,16 +217,37 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         self.write(Register::StrtabBaseCfg, cfg.0);
         self.commands.install();
         self.events.install();
+        if let Some(queue) = &self.page_requests {
+            queue.install();
+        }
+        self.install_interrupts()?;
         // Errors of an earlier life are nobody's now, and would stop the queue.
         self.write(Register::Gerrorn, read(&*self.registers, Register::Gerror));
 
-        let mut cr0 = Cr0(0).with_cmdqen(true);
+        // Or devices could use whatever address they say is translated.
+        let mut cr0 = Cr0(0).with_cmdqen(true).with_atschk(self.features.ats);
         self.set_cr0(cr0)?;
         self.forget_all()?;
         cr0 = cr0.with_eventqen(true);
         self.set_cr0(cr0)?;
         cr0 = cr0.with_smmuen(true);
-        self.set_cr0(cr0)
+        self.set_cr0(cr0)?;
+        self.set_cr0(cr0.with_priqen(self.page_requests.is_some()))
+    }
+
+    /// Interrupts are wires, not messages.
+    fn install_interrupts(&self) -> Result<(), Error> {
+        for register in [Register::GerrorIrqCfg0, Register::EventqIrqCfg0] {
+            write64(&*self.registers, register, 0);
+        }
+        let pri = self.page_requests.is_some();
+        if pri {
+            write64(&*self.registers, Register::PriqIrqCfg0, 0);
+            // When the queue is no longer empty.
+            self.write(Register::PriqIrqCfg2, 0);
+        }
+        let on = IrqCtrl(0).with_gerror_irqen(true).with_eventq_irqen(true).with_priq_irqen(pri);
+        self.acknowledged(Register::IrqCtrl, Register::IrqCtrlAck, on.0)
     }
 
     /// For what must not fail: takes the SMMU out of service if it did.

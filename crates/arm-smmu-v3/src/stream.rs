@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 use smmuv3::wire::{Cd, Command, Ste};
 
 use crate::cd_table::{CdTable, Next};
-use crate::domain::Domain;
+use crate::domain::{AtsUser, Domain};
 use crate::error::Error;
+use crate::nested::Nested;
 use crate::platform::{DmaMemory, Region, Registers};
 use crate::smmu::Smmu;
 
@@ -21,6 +22,20 @@ pub enum Attachment<R: Registers, M: DmaMemory> {
     Identity,
     /// A domain translates.
     Paging(Arc<Domain<R, M>>),
+    /// What a guest has said, over its stage 2.
+    Nested(Arc<Nested<R, M>>),
+}
+
+/// What a stream can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamOptions {
+    /// Bits of its PASIDs; 0 if it has none.
+    pub pasid_bits: u8,
+    /// Its device uses ATS: it is given translations wherever a domain translates, and told to forget them.
+    pub ats: bool,
+    /// Its transactions stall where stage 1 faults, if that is the driver's, or if a guest asks for it; otherwise faults
+    /// end them.
+    pub stalls: bool,
 }
 
 impl<R: Registers, M: DmaMemory> Clone for Attachment<R, M> {
@@ -29,6 +44,37 @@ impl<R: Registers, M: DmaMemory> Clone for Attachment<R, M> {
             Self::Blocked => Self::Blocked,
             Self::Identity => Self::Identity,
             Self::Paging(domain) => Self::Paging(domain.clone()),
+            Self::Nested(nested) => Self::Nested(nested.clone()),
+        }
+    }
+}
+
+impl<R: Registers, M: DmaMemory> Attachment<R, M> {
+    /// The CD, if stage 1 is the driver's.
+    fn cd(&self) -> Option<Cd> {
+        match self {
+            Self::Paging(domain) => domain.cd(),
+            Self::Blocked | Self::Identity | Self::Nested(_) => None,
+        }
+    }
+
+    /// Stage 2 is in use, which leaves no room for PASIDs of the driver's.
+    fn has_stage2(&self) -> bool {
+        match self {
+            Self::Paging(domain) => domain.geometry().stage() == Stage::Two,
+            Self::Nested(_) => true,
+            Self::Blocked | Self::Identity => false,
+        }
+    }
+
+    /// The domain, and what a stream with ATS keeps of it.
+    fn ats(&self, sid: u32) -> Option<(&Arc<Domain<R, M>>, AtsUser)> {
+        match self {
+            Self::Paging(domain) => Some((domain, AtsUser { sid, ssid: None, whole: false })),
+            Self::Nested(nested) if nested.wants_ats() => {
+                Some((nested.parent(), AtsUser { sid, ssid: None, whole: true }))
+            }
+            Self::Blocked | Self::Identity | Self::Nested(_) => None,
         }
     }
 }
@@ -42,7 +88,7 @@ impl<R: Registers, M: DmaMemory> Clone for Attachment<R, M> {
 pub struct Stream<R: Registers, M: DmaMemory> {
     smmu: Arc<Smmu<R, M>>,
     id: u32,
-    pasid_bits: u8,
+    options: StreamOptions,
     state: Mutex<State<R, M>>,
 }
 
@@ -56,10 +102,14 @@ struct State<R: Registers, M: DmaMemory> {
 }
 
 struct Doubtful<R: Registers, M: DmaMemory> {
-    domains: Vec<Arc<Domain<R, M>>>,
+    attachments: Vec<Attachment<R, M>>,
+    ats: Vec<InAts<R, M>>,
     leaves: Vec<Region<M>>,
     tables: Vec<CdTable<M>>,
 }
+
+/// A stream with ATS that a domain tells of its invalidations.
+type InAts<R, M> = (Arc<Domain<R, M>>, AtsUser);
 
 impl<R: Registers, M: DmaMemory> State<R, M> {
     fn new() -> Self {
@@ -67,8 +117,12 @@ impl<R: Registers, M: DmaMemory> State<R, M> {
     }
 
     fn doubtful(&mut self) -> &mut Doubtful<R, M> {
-        let nothing = || Doubtful { domains: Vec::new(), leaves: Vec::new(), tables: Vec::new() };
-        self.doubtful.get_or_insert_with(nothing)
+        self.doubtful.get_or_insert_with(|| Doubtful {
+            attachments: Vec::new(),
+            ats: Vec::new(),
+            leaves: Vec::new(),
+            tables: Vec::new(),
+        })
     }
 }
 
@@ -76,18 +130,31 @@ impl<R: Registers, M: DmaMemory> State<R, M> {
 pub(crate) type Claims = Mutex<BTreeSet<u32>>;
 
 impl<R: Registers, M: DmaMemory> Stream<R, M> {
-    /// Takes a stream whose PASIDs have up to `pasid_bits` bits; 0 is none.
-    pub fn new(smmu: &Arc<Smmu<R, M>>, id: u32, pasid_bits: u8) -> Result<Self, Error> {
-        if pasid_bits > CdTable::<M>::largest_bits(smmu.features()) {
+    /// Takes a stream.
+    pub fn new(smmu: &Arc<Smmu<R, M>>, id: u32, options: StreamOptions) -> Result<Self, Error> {
+        let features = smmu.features();
+        if options.pasid_bits > CdTable::<M>::largest_bits(features) {
             return Err(Error::Unsupported("the SMMU has fewer bits of SubstreamID"));
+        }
+        if options.ats && !features.ats {
+            return Err(Error::Unsupported("the SMMU does not have ATS"));
+        }
+        if options.stalls && !features.stalls {
+            return Err(Error::Unsupported("the SMMU does not have the Stall model"));
         }
         if !smmu.claims.lock().insert(id) {
             return Err(Error::StreamInUse(id));
         }
         // From here on, dropping it gives the claim back.
-        let stream = Self { smmu: smmu.clone(), id, pasid_bits, state: Mutex::new(State::new()) };
+        let stream = Self { smmu: smmu.clone(), id, options, state: Mutex::new(State::new()) };
+        smmu.permit_ats(id);
         stream.smmu.write_ste(id, aborting())?;
         Ok(stream)
+    }
+
+    /// The SMMU.
+    pub fn smmu(&self) -> &Arc<Smmu<R, M>> {
+        &self.smmu
     }
 
     /// Its StreamID.
@@ -97,7 +164,17 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
 
     /// How many bits its PASIDs have; 0 if there are none.
     pub fn pasid_bits(&self) -> u8 {
-        self.pasid_bits
+        self.options.pasid_bits
+    }
+
+    /// Whether its device uses ATS.
+    pub fn has_ats(&self) -> bool {
+        self.options.ats
+    }
+
+    /// Whether its transactions may stall.
+    pub fn may_stall(&self) -> bool {
+        self.options.stalls
     }
 
     /// What transactions without a PASID go through.
@@ -105,35 +182,40 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         self.state.lock().attachment.clone()
     }
 
-    /// Has transactions without a PASID go through something else. A domain of stage 2 cannot be beside PASIDs.
+    /// Has transactions without a PASID go through something else. What has a stage 2 cannot be beside PASIDs, and a
+    /// guest's stage 1 needs the stream to be known to the guest's vIOMMU.
     pub fn attach(&self, new: Attachment<R, M>) -> Result<(), Error> {
         let state = &mut *self.state.lock();
-        let cd = match &new {
+        match &new {
             Attachment::Paging(domain) => {
                 self.check(domain)?;
-                if domain.geometry().stage() == Stage::Two && !state.pasids.is_empty() {
+                if new.has_stage2() && !state.pasids.is_empty() {
                     return Err(Error::Unsupported("a stage 2 beside PASIDs"));
                 }
-                domain.cd()
             }
-            Attachment::Blocked | Attachment::Identity => None,
+            Attachment::Nested(nested) => {
+                self.check(nested.parent())?;
+                if !state.pasids.is_empty() {
+                    return Err(Error::PasidsInUse);
+                }
+                if nested.translates() && nested.viommu().virtual_id(self.id).is_none() {
+                    return Err(Error::NoVirtualStreamId(self.id));
+                }
+            }
+            Attachment::Blocked | Attachment::Identity => {}
+        }
+        let users = |attachment: &Attachment<R, M>| {
+            let user = attachment.ats(self.id).filter(|_| self.options.ats);
+            user.map(|(domain, user)| (domain.clone(), user))
         };
-        let domain = match &new {
-            Attachment::Paging(domain) => Some(domain),
-            Attachment::Blocked | Attachment::Identity => None,
-        };
-        self.change(state, domain, |state| self.attach_with(state, &new, cd))?;
+        let (was, will) = (users(&state.attachment), users(&new));
+        self.change(state, Some(&new), will, was, |state| self.attach_with(state, &new))?;
         state.attachment = new;
         Ok(())
     }
 
-    fn attach_with(
-        &self,
-        state: &mut State<R, M>,
-        new: &Attachment<R, M>,
-        cd: Option<Cd>,
-    ) -> Result<(), Error> {
-        let had_cd = Self::has_cd(state);
+    fn attach_with(&self, state: &mut State<R, M>, new: &Attachment<R, M>) -> Result<(), Error> {
+        let (had_cd, cd) = (Self::has_cd(state), new.cd());
         if let Some(cd) = cd {
             self.set_cd(state, 0, cd)?;
         }
@@ -147,17 +229,19 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
     /// Has the transactions with a PASID, which is not 0, go through a domain of stage 1.
     pub fn attach_pasid(&self, pasid: u32, domain: &Arc<Domain<R, M>>) -> Result<(), Error> {
         self.check(domain)?;
-        if pasid == 0 || u64::from(pasid) >> self.pasid_bits != 0 {
+        if pasid == 0 || u64::from(pasid) >> self.pasid_bits() != 0 {
             return Err(Error::Unsupported("the stream does not have this PASID"));
         }
         let cd = domain.cd().ok_or(Error::Unsupported("a PASID of a stage 2"))?;
         let state = &mut *self.state.lock();
-        if let Attachment::Paging(domain) = &state.attachment
-            && domain.geometry().stage() == Stage::Two
-        {
+        if state.attachment.has_stage2() {
             return Err(Error::Unsupported("PASIDs beside a stage 2"));
         }
-        self.change(state, Some(domain), |state| {
+        let user = AtsUser { sid: self.id, ssid: Some(pasid), whole: false };
+        let users = |domain: &Arc<Domain<R, M>>| self.options.ats.then(|| (domain.clone(), user));
+        let (was, will) = (state.pasids.get(&pasid).and_then(users), users(domain));
+        let new = Attachment::Paging(domain.clone());
+        self.change(state, Some(&new), will, was, |state| {
             self.set_cd(state, pasid, cd)?;
             // With the first one, stage 1 begins.
             let old = state.pasids.insert(pasid, domain.clone());
@@ -175,10 +259,10 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
     /// Has the transactions with a PASID abort. No error if nothing is attached.
     pub fn detach_pasid(&self, pasid: u32) -> Result<(), Error> {
         let state = &mut *self.state.lock();
-        if !state.pasids.contains_key(&pasid) {
-            return Ok(());
-        }
-        self.change(state, None, |state| {
+        let Some(old) = state.pasids.get(&pasid) else { return Ok(()) };
+        let user = AtsUser { sid: self.id, ssid: Some(pasid), whole: false };
+        let was = self.options.ats.then(|| (old.clone(), user));
+        self.change(state, None, None, was, |state| {
             self.set_cd(state, pasid, Cd::default())?;
             let old = state.pasids.remove(&pasid);
             let result = self.smmu.write_ste(self.id, self.ste(state, &state.attachment));
@@ -189,20 +273,40 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         })
     }
 
-    /// Changes something, for the sake of a new domain if there is one. If the SMMU does not confirm it, that domain is
-    /// kept.
+    /// Changes something, for the sake of something new if there is that. If the SMMU does not confirm it, what is new
+    /// is kept. With ATS, `will` is told of invalidations before the stream can know anything of it, and `was` until the
+    /// stream has forgotten it.
     fn change(
         &self,
         state: &mut State<R, M>,
-        domain: Option<&Arc<Domain<R, M>>>,
+        new: Option<&Attachment<R, M>>,
+        will: Option<InAts<R, M>>,
+        was: Option<InAts<R, M>>,
         change: impl FnOnce(&mut State<R, M>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.settle(state)?;
-        let result = change(state);
+        if let Some((domain, user)) = &will {
+            domain.add_ats(*user);
+        }
+        let mut result = change(state);
+        if let (Ok(()), Some((_, user))) = (&result, &was) {
+            result = self.forget_atc(*user);
+        }
         if let Err(Error::Commands(_)) = result {
-            state.doubtful().domains.extend(domain.cloned());
+            let doubtful = state.doubtful();
+            doubtful.attachments.extend(new.cloned());
+            doubtful.ats.extend(will);
+            return result;
+        }
+        // Of the two, the one that the stream is not on.
+        if let Some((domain, user)) = if result.is_ok() { was } else { will } {
+            domain.remove_ats(user);
         }
         result
+    }
+
+    fn forget_atc(&self, user: AtsUser) -> Result<(), Error> {
+        self.smmu.forget_atc(&[AtsUser { whole: true, ..user }], &(0..0))
     }
 
     /// After a failure, puts what is attached in place anew. Until that has worked nothing that was in use goes away.
@@ -214,16 +318,21 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         // Whatever the STE was before, it may be remembered.
         self.smmu.forget_stream(self.id)?;
         state.cds = None;
-        if let Attachment::Paging(domain) = &state.attachment
-            && let Some(cd) = domain.cd()
-        {
+        if let Some(cd) = state.attachment.cd() {
             self.set_cd(state, 0, cd)?;
         }
         for (pasid, domain) in state.pasids.clone() {
             self.set_cd(state, pasid, domain.cd().unwrap_or_default())?;
         }
         self.smmu.write_ste(self.id, self.ste(state, &state.attachment))?;
-        state.doubtful = None;
+        let Some(doubtful) = state.doubtful.take() else { return Ok(()) };
+        for (domain, user) in &doubtful.ats {
+            if let Err(error) = self.forget_atc(*user) {
+                state.doubtful = Some(doubtful);
+                return Err(error);
+            }
+            domain.remove_ats(*user);
+        }
         Ok(())
     }
 
@@ -234,17 +343,20 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
 
     /// Whether the attachment has CD 0.
     fn has_cd(state: &State<R, M>) -> bool {
-        matches!(&state.attachment, Attachment::Paging(domain) if domain.cd().is_some())
+        state.attachment.cd().is_some()
     }
 
     fn set_cd(&self, state: &mut State<R, M>, ssid: u32, cd: Cd) -> Result<(), Error> {
         let live = Self::has_cd(state) || !state.pasids.is_empty();
         let cds = match &mut state.cds {
             Some(cds) => cds,
-            none => {
-                none.insert(CdTable::new(&self.smmu.memory, self.smmu.features(), self.pasid_bits)?)
-            }
+            none => none.insert(CdTable::new(
+                &self.smmu.memory,
+                self.smmu.features(),
+                self.pasid_bits(),
+            )?),
         };
+        let cd = cd.with_s(cd.v() && self.options.stalls);
         let forget = [Command::CfgiCd { sid: self.id, ssid, leaf: false, ssec: false }];
         match cds.set(ssid, cd, live, || Ok::<_, Error>(self.smmu.run(&forget)?))? {
             Next::Done => {}
@@ -271,11 +383,13 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
     fn ste(&self, state: &State<R, M>, attachment: &Attachment<R, M>) -> Ste {
         // Shareability as it comes in.
         let ste = Ste::default().with_v(true).with_sh_cfg(1);
+        let ats = attachment.ats(self.id).is_some() || !state.pasids.is_empty();
+        let ste = if ats && self.options.ats { ste.with_eats(0b01) } else { ste };
         let stage1 = |dss: u8| match &state.cds {
             Some(cds) => {
                 let ste = cds.point(ste.with_config(0b101));
                 let ste = ste.with_s1_cir(1).with_s1_cor(1).with_s1_csh(3);
-                if self.pasid_bits > 0 { ste.with_s1_dss(dss) } else { ste }
+                if self.pasid_bits() > 0 { ste.with_s1_dss(dss) } else { ste }
             }
             None => aborting(),
         };
@@ -287,6 +401,9 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
             Attachment::Paging(domain) => {
                 domain.stage2(ste.with_config(0b110)).unwrap_or_else(|| stage1(0b10))
             }
+            Attachment::Nested(nested) => {
+                nested.ste(ste, self.options.stalls).unwrap_or_else(aborting)
+            }
         }
     }
 }
@@ -296,6 +413,17 @@ impl<R: Registers, M: DmaMemory> Drop for Stream<R, M> {
         if self.smmu.write_ste(self.id, aborting()).is_err() {
             // Hardware does not confirm that the stream is blocked: nothing that it uses may go away, ever.
             std::mem::forget(std::mem::replace(self.state.get_mut(), State::new()));
+        }
+        if self.options.stalls {
+            // Nobody will say what is to become of them.
+            let _ = self.smmu.run(&[Command::StallTerm { sid: self.id, ssec: false }]);
+        }
+        let state = self.state.get_mut();
+        if let Some((domain, user)) = state.attachment.ats(self.id) {
+            domain.remove_ats(user);
+        }
+        for (pasid, domain) in &state.pasids {
+            domain.remove_ats(AtsUser { sid: self.id, ssid: Some(*pasid), whole: false });
         }
         self.smmu.claims.lock().remove(&self.id);
     }

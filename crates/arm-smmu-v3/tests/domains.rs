@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arm_smmu_v3::{Attachment, Domain, Error, Prot, Stage, Stream};
-use driven::{Device, RW, SID, map, smmus, stages, start, with_page};
+use driven::{Device, RW, SID, map, plain, smmus, stages, start, with_page};
 use proptest::prelude::*;
 use smmuv3::{Httu, Transaction};
 
@@ -19,7 +19,7 @@ fn a_device_reaches_what_is_mapped_as_it_is_mapped_and_no_longer() {
         let before = ram.allocations();
         for stage in stages(&smmu) {
             let mut device = Device::new(&model);
-            let stream = Stream::new(&smmu, SID, 0).unwrap();
+            let stream = Stream::new(&smmu, SID, plain(0)).unwrap();
             let domain = Domain::new(&smmu, stage, false).unwrap();
             assert_eq!(device.read(0x10_0000), None, "blocked");
             stream.attach(Attachment::Paging(domain.clone())).unwrap();
@@ -85,7 +85,7 @@ proptest! {
         let (smmu, model, _) = start(smmus().swap_remove(which));
         for stage in stages(&smmu) {
             let mut device = Device::new(&model);
-            let stream = Stream::new(&smmu, SID, 0).unwrap();
+            let stream = Stream::new(&smmu, SID, plain(0)).unwrap();
             let domain = Domain::new(&smmu, stage, false).unwrap();
             stream.attach(Attachment::Paging(domain.clone())).unwrap();
             let log2 = domain.geometry().granule().page_log2();
@@ -137,7 +137,7 @@ fn no_device_uses_what_was_unmapped_once_synced() {
     for options in [smmuv3::Options::everything(), smmuv3::Options::mmu600()] {
         let (smmu, model, ram) = start(options);
         for stage in stages(&smmu) {
-            let stream = Stream::new(&smmu, SID, 0).unwrap();
+            let stream = Stream::new(&smmu, SID, plain(0)).unwrap();
             let domain = Domain::new(&smmu, stage, false).unwrap();
             stream.attach(Attachment::Paging(domain.clone())).unwrap();
             let (stop, good) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -178,7 +178,7 @@ fn no_device_uses_what_was_unmapped_once_synced() {
 fn an_asid_or_vmid_comes_back_without_memories() {
     let (smmu, model, _) = start(smmuv3::Options::minimal());
     let mut device = Device::new(&model);
-    let stream = Stream::new(&smmu, SID, 0).unwrap();
+    let stream = Stream::new(&smmu, SID, plain(0)).unwrap();
     // More domains than there are ASIDs, one after another.
     for n in 0..600u64 {
         let domain = with_page(&smmu, Stage::One, 0x1_0000, (n + 1) << 16);
@@ -187,7 +187,7 @@ fn an_asid_or_vmid_comes_back_without_memories() {
     }
     let (smmu, model, _) = start(smmuv3::Options::everything());
     let mut device = Device::new(&model);
-    let stream = Stream::new(&smmu, SID, 0).unwrap();
+    let stream = Stream::new(&smmu, SID, plain(0)).unwrap();
     for n in 0..10 {
         let domain = with_page(&smmu, Stage::Two, 0x1_0000, (n + 1) << 16);
         stream.attach(Attachment::Paging(domain)).unwrap();
@@ -213,7 +213,7 @@ fn dirty_pages_are_those_that_were_written_to() {
     let (smmu, model, _) = start(smmuv3::Options::everything());
     for stage in [Stage::One, Stage::Two] {
         let mut device = Device::new(&model);
-        let stream = Stream::new(&smmu, SID, 0).unwrap();
+        let stream = Stream::new(&smmu, SID, plain(0)).unwrap();
         let domain = Domain::new(&smmu, stage, true).unwrap();
         let small = 1 << 12;
         let page = |n: u64| (n << 12)..(n + 1) << 12;
@@ -263,7 +263,7 @@ fn pages_far_apart_go_with_one_sync() {
         let (smmu, model, _) = start(options);
         for stage in stages(&smmu) {
             let mut device = Device::new(&model);
-            let stream = Stream::new(&smmu, SID, 0).unwrap();
+            let stream = Stream::new(&smmu, SID, plain(0)).unwrap();
             let domain = Domain::new(&smmu, stage, false).unwrap();
             stream.attach(Attachment::Paging(domain.clone())).unwrap();
             let top = 1 << (domain.geometry().input_bits() - 1);
@@ -290,7 +290,7 @@ fn what_is_mapped_is_reached_at_once() {
         let (smmu, model, _) = start(options);
         for stage in stages(&smmu) {
             let mut device = Device::new(&model);
-            let stream = Stream::new(&smmu, SID, 0).unwrap();
+            let stream = Stream::new(&smmu, SID, plain(0)).unwrap();
             let domain = Domain::new(&smmu, stage, false).unwrap();
             stream.attach(Attachment::Paging(domain.clone())).unwrap();
             for n in 0..16 {

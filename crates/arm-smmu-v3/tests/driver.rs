@@ -5,11 +5,11 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arm_smmu_v3::{Driver, Options, Prot, Smmu};
+use arm_smmu_v3::{DeviceOptions, Driver, Options, Prot, Smmu};
 use common::{Bus, Model, Ram, machine};
 use iommu::{
     Attachment, Capability, Device, Domain, Error, Group, MapError, OwnerId, PagingDomain,
-    PagingFlags, Target,
+    PagingFlags, ReservedKind, ReservedRegion, Target,
 };
 use smmuv3::wire::Register;
 use smmuv3::{Refused, Requester, Transaction};
@@ -36,7 +36,8 @@ impl Machine {
     }
 
     fn device(&self, stream_id: u32, pasid_bits: u8) -> Arc<Device> {
-        self.driver.add_device("device", stream_id, pasid_bits, &self.group).unwrap()
+        let options = DeviceOptions { pasid_bits, ..DeviceOptions::default() };
+        self.driver.add_device("device", stream_id, options, &self.group).unwrap()
     }
 
     fn read(&mut self, transaction: &Transaction) -> Option<u64> {
@@ -110,7 +111,8 @@ fn a_domain_is_refused_where_it_cannot_serve() {
         assert_eq!(m.read(&at), Some(1 << 30), "stays where it is");
     }
     assert!(group.attach(Target::Pasid(256), on(&own)).is_err());
-    let taken = m.driver.add_device("other", 1, 0, &group).map(|_| ()).unwrap_err();
+    let taken =
+        m.driver.add_device("other", 1, DeviceOptions::default(), &group).map(|_| ()).unwrap_err();
     assert_eq!(taken, arm_smmu_v3::Error::StreamInUse(1));
     group.detach(Target::Pasid(9));
     assert_eq!(m.read(&at.with_substream(9)), None);
@@ -203,4 +205,47 @@ fn what_cannot_be_unmapped_alone_is_not_left_mapped_in_silence() {
     // A part of a block.
     domain.unmap(0x20_1000, 0x1000);
     assert_eq!(m.read(&at), None);
+}
+
+#[test]
+fn every_device_has_a_window_for_doorbells() {
+    let m = Machine::new(smmuv3::Options::everything(), LONG);
+    let regions = |stream_id, reserved: Vec<ReservedRegion>| {
+        let options = DeviceOptions { reserved, ..DeviceOptions::default() };
+        let group = Group::new();
+        let device = m.driver.add_device("device", stream_id, options, &group).unwrap();
+        device.driver().reserved_regions(&device)
+    };
+    let window = ReservedRegion { range: 0x800_0000..=0x80f_ffff, kind: ReservedKind::SwMsi };
+    assert_eq!(regions(1, vec![]), vec![window.clone()]);
+    let firmware = ReservedRegion { range: 0..=0xfff, kind: ReservedKind::DirectRelaxable };
+    assert_eq!(regions(2, vec![firmware.clone()]), vec![firmware, window]);
+    // Another place, or one that is not translated: there is no second.
+    for kind in [ReservedKind::SwMsi, ReservedKind::Msi] {
+        let own = ReservedRegion { range: 0x1000_0000..=0x1000_ffff, kind };
+        assert_eq!(regions(3, vec![own.clone()]), vec![own]);
+    }
+}
+
+/// What a doorbell is mapped with: an access through either stage is one to a device.
+#[test]
+fn a_doorbell_is_device_memory() {
+    for flags in [PagingFlags::empty(), PagingFlags::NEST_PARENT] {
+        let mut m = Machine::new(smmuv3::Options::everything(), LONG);
+        let device = m.device(1, 0);
+        m.group.claim(ME).unwrap();
+        let domain = device.driver().alloc_paging(&device, flags, None).unwrap();
+        let write = Prot::WRITE | Prot::READ;
+        domain.map(0x800_0000, 0x5000_0000, 0x1000, write | Prot::MMIO, ANY).unwrap();
+        domain.map(0x10_0000, 0x6000_0000, 0x1000, write | Prot::CACHE, ANY).unwrap();
+        m.group.attach(Target::Rid, on(&domain)).unwrap();
+        let mut memory = |at| {
+            let transaction = Transaction::write(1, at);
+            let translation = m.port.begin().translate(&transaction).unwrap();
+            (translation.address, translation.attributes.memory)
+        };
+        // Device-nGnRE, and write-back.
+        assert_eq!(memory(0x800_0040), (0x5000_0040, 0x04));
+        assert_eq!(memory(0x10_0000), (0x6000_0000, 0xff));
+    }
 }

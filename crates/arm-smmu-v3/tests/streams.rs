@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arm_smmu_v3::{Attachment, Domain, Error, Stage, Stream};
-use driven::{Device, RW, SID, map, start, with_page};
+use driven::{Device, RW, SID, map, plain, start, with_page};
 use smmuv3::Transaction;
 
 #[test]
@@ -20,7 +20,7 @@ fn pasids_have_domains_of_their_own() {
     {
         let (smmu, model, ram) = start(options);
         let mut device = Device::new(&model);
-        let stream = Stream::new(&smmu, SID, bits).unwrap();
+        let stream = Stream::new(&smmu, SID, plain(bits)).unwrap();
         let at = 0x1_0000;
         let domains: Vec<_> = (1..6).map(|n| with_page(&smmu, Stage::One, at, n << 20)).collect();
         let last = (1 << bits) - 1;
@@ -65,20 +65,20 @@ fn pasids_have_domains_of_their_own() {
 #[test]
 fn a_stream_has_one_owner_and_must_exist() {
     let (smmu, ..) = start(smmuv3::Options::minimal());
-    let stream = Stream::new(&smmu, 63, 0).unwrap();
-    let taken = Stream::new(&smmu, 63, 0).map(|_| ()).unwrap_err();
+    let stream = Stream::new(&smmu, 63, plain(0)).unwrap();
+    let taken = Stream::new(&smmu, 63, plain(0)).map(|_| ()).unwrap_err();
     assert_eq!(taken, Error::StreamInUse(63));
     drop(stream);
-    assert!(Stream::new(&smmu, 63, 0).is_ok());
+    assert!(Stream::new(&smmu, 63, plain(0)).is_ok());
     for sid in [64, u32::MAX] {
-        let none = Stream::new(&smmu, sid, 0).map(|_| ()).unwrap_err();
+        let none = Stream::new(&smmu, sid, plain(0)).map(|_| ()).unwrap_err();
         assert_eq!(none, Error::StreamId(sid));
     }
-    assert!(matches!(Stream::new(&smmu, 1, 1), Err(Error::Unsupported(_))));
+    assert!(matches!(Stream::new(&smmu, 1, plain(1)), Err(Error::Unsupported(_))));
 
     let (other, ..) = start(smmuv3::Options::minimal());
     let foreign = Domain::new(&other, Stage::One, false).unwrap();
-    let stream = Stream::new(&smmu, 1, 0).unwrap();
+    let stream = Stream::new(&smmu, 1, plain(0)).unwrap();
     let refused = stream.attach(Attachment::Paging(foreign)).unwrap_err();
     assert!(matches!(refused, Error::Unsupported(_)));
 }
@@ -87,7 +87,7 @@ fn a_stream_has_one_owner_and_must_exist() {
 fn streams_far_apart_are_apart() {
     let (smmu, model, _) = start(smmuv3::Options::everything());
     let sids = [0, 1, 255, 256, 0x1234, 0x1ff_ffff];
-    let streams: Vec<_> = sids.map(|sid| Stream::new(&smmu, sid, 0).unwrap()).into();
+    let streams: Vec<_> = sids.map(|sid| Stream::new(&smmu, sid, plain(0)).unwrap()).into();
     let mut device = Device::new(&model);
     for (n, stream) in streams.iter().enumerate() {
         let domain = with_page(&smmu, Stage::One, 0x1_0000, (n as u64 + 1) << 20);
@@ -110,7 +110,7 @@ fn transactions_see_the_old_attachment_or_the_new_one() {
         // It remembers one stream at a time, so that configuration is read anew all the time.
         let options = smmuv3::Options { contexts_log2: 0, ..smmuv3::Options::everything() };
         let (smmu, model, ram) = start(options);
-        let stream = Stream::new(&smmu, SID, bits).unwrap();
+        let stream = Stream::new(&smmu, SID, plain(bits)).unwrap();
         let at = 0x1_0000;
         let page = |n: u64| with_page(&smmu, Stage::One, at, n << 20);
         let second = |n: u64| with_page(&smmu, Stage::Two, at, n << 20);
@@ -191,7 +191,7 @@ fn a_failure_of_the_command_queue_is_survived() {
         for fails_after in 0..4 {
             let (smmu, model, ram) = start(smmuv3::Options::everything());
             let mut device = Device::new(&model);
-            let stream = Stream::new(&smmu, SID, bits).unwrap();
+            let stream = Stream::new(&smmu, SID, plain(bits)).unwrap();
             let at = 0x1_0000;
             let page = |n: u64| with_page(&smmu, Stage::One, at, n << 20);
             stream.attach(Attachment::Paging(page(1))).unwrap();
@@ -232,7 +232,7 @@ fn streams_change_side_by_side() {
             let (smmu, model) = (&smmu, &model);
             scope.spawn(move || {
                 let sid = 40 + thread as u32;
-                let stream = Stream::new(smmu, sid, 0).unwrap();
+                let stream = Stream::new(smmu, sid, plain(0)).unwrap();
                 let mut device = Device::new(model);
                 for round in 0..100 {
                     let at = 0x1_0000;

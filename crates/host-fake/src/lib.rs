@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host::{
-    Access, BusError, Capability, Errno, Fault, File, FilePinError, MemoryFile, Mm, MmCounters,
+    Access, BusError, Capability, Errno, Fault, File, FilePinError, KernelFile, Mm, MmCounters,
     OpenFile, PAGE_SIZE, PhysAllocation, PhysMemory, PhysRun, Task, User,
 };
 
@@ -258,7 +258,7 @@ struct FakeFile {
     len: Option<u64>,
 }
 
-impl MemoryFile for FakeFile {
+impl KernelFile for FakeFile {
     fn pin(&self, offset: u64, len: u64, run: &mut dyn FnMut(PhysRun)) -> Result<(), FilePinError> {
         let size = self.len.ok_or(FilePinError::NotMemory)?;
         if offset.checked_add(len).is_none_or(|end| end > size) {

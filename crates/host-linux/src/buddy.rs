@@ -6,12 +6,11 @@ use std::collections::BTreeSet;
 /// Where the addresses of objects begin; below lie virtual addresses of
 /// private memory.
 pub(crate) const WINDOW_START: u64 = 1 << 47;
-/// Where they end: the devices have 51 output address bits.
-#[cfg(test)]
-pub(crate) const WINDOW_END: u64 = 1 << 51;
+/// Where they end.
+const WINDOW_END: u64 = host::MACHINE_START;
 /// Smallest block, 2 MiB: one leaf of every page size that matters.
 pub(crate) const MIN_ORDER: u32 = 21;
-const MAX_ORDER: u32 = 50;
+const MAX_ORDER: u32 = 46;
 
 /// A buddy allocator over `[WINDOW_START, WINDOW_END)`, lowest address first.
 #[derive(Debug)]
@@ -23,9 +22,12 @@ pub(crate) struct Buddy {
 impl Buddy {
     pub(crate) fn new() -> Self {
         let mut free = vec![BTreeSet::new(); (MAX_ORDER - MIN_ORDER + 1) as usize];
-        // The window as its naturally aligned blocks: 2^47 at 2^47, 2^48 at 2^48…
-        for order in WINDOW_START.trailing_zeros()..=MAX_ORDER {
-            free[(order - MIN_ORDER) as usize].insert(1 << order);
+        // The window as its naturally aligned blocks, the largest first.
+        let mut block = WINDOW_START;
+        while block < WINDOW_END {
+            let order = block.trailing_zeros().min((WINDOW_END - block).ilog2()).min(MAX_ORDER);
+            free[(order - MIN_ORDER) as usize].insert(block);
+            block += 1 << order;
         }
         Self { free }
     }
@@ -45,9 +47,8 @@ impl Buddy {
     /// Gives back what [`Self::alloc`] returned for `order`.
     pub(crate) fn free(&mut self, mut block: u64, order: u32) {
         let mut order = order.max(MIN_ORDER);
-        // A block may merge only below the next address bit: the window is not
-        // itself one block.
-        while block.ilog2() > order {
+        // The largest blocks have no buddies in the window.
+        while order < MAX_ORDER {
             let buddy = block ^ (1 << order);
             if !self.at(order).remove(&buddy) {
                 break;

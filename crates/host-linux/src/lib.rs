@@ -31,7 +31,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use host::{MemoryFile, Mm, PhysMemory};
+use host::{KernelFile, Mm, PhysMemory};
 use parking_lot::Mutex;
 
 pub use fd::{PrivateFd, close_private_fds, is_private_fd};
@@ -125,7 +125,7 @@ impl Host {
     }
 
     /// A descriptor that may hold memory, to pin pages of it.
-    pub fn memory_file(&self, fd: OwnedFd) -> Arc<dyn MemoryFile> {
+    pub fn memory_file(&self, fd: OwnedFd) -> Arc<dyn KernelFile> {
         Arc::new(FdFile::new(Arc::clone(&self.phys), fd))
     }
 }

@@ -1,9 +1,9 @@
-//! Descriptors that may hold memory.
+//! The client's descriptors of the kernel's files: memory, and eventfds.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use host::{FilePinError, MemoryFile, PAGE_SIZE, PhysRun};
+use host::{FilePinError, KernelFile, PAGE_SIZE, PhysRun};
 use rustix::fs::Stat;
 
 use crate::object::Key;
@@ -31,7 +31,22 @@ impl FdFile {
     }
 }
 
-impl MemoryFile for FdFile {
+impl KernelFile for FdFile {
+    fn is_eventfd(&self) -> bool {
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        rustix::fs::readlink(path, Vec::new())
+            .is_ok_and(|to| to.as_bytes() == b"anon_inode:[eventfd]")
+    }
+
+    fn signal(&self) {
+        let mut poll = [rustix::event::PollFd::new(&self.fd, rustix::event::PollFlags::OUT)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A full counter would make us wait, and its reader has something to read already.
+        if rustix::event::poll(&mut poll, Some(&now)) == Ok(1) {
+            let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
+        }
+    }
+
     fn pin(&self, offset: u64, len: u64, run: &mut dyn FnMut(PhysRun)) -> Result<(), FilePinError> {
         let fs = rustix::fs::fstatfs(&self.fd).map_err(|_| FilePinError::NotMemory)?;
         let stat = rustix::fs::fstat(&self.fd).map_err(|_| FilePinError::NotMemory)?;

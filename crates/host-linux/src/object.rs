@@ -182,6 +182,17 @@ impl Table {
         self.access(pa, buf.len(), true, |segment, offset, part| segment.write(offset, &buf[part]))
     }
 
+    pub(crate) fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<u64, Fault> {
+        let mut seen = Err(Fault { va: pa });
+        self.access(pa, size_of::<u64>(), true, |segment, offset, part| {
+            if part.len() == size_of::<u64>() {
+                seen = segment.compare_exchange(offset, current, new);
+            }
+            Ok(())
+        })?;
+        seen
+    }
+
     pub(crate) fn pinned_pages(&self) -> u64 {
         self.objects.values().map(|object| object.pins.load(Ordering::Relaxed)).sum()
     }

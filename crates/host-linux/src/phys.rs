@@ -67,6 +67,23 @@ impl PhysMemory for Phys {
         result.map_err(|_| BusError { pa })
     }
 
+    fn load(&self, pa: u64) -> Result<u64, BusError> {
+        #[repr(align(8))]
+        struct Word([u8; 8]);
+        // Aligned, so that it is read in one piece.
+        let mut word = Word([0; 8]);
+        self.read(pa, &mut word.0)?;
+        Ok(u64::from_le_bytes(word.0))
+    }
+
+    /// Only memory that can never shrink: elsewhere an atomic access might raise a signal.
+    fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<u64, BusError> {
+        if pa < WINDOW_START {
+            return Err(BusError { pa });
+        }
+        self.table.read().compare_exchange(pa, current, new).map_err(|_| BusError { pa })
+    }
+
     fn unpin(&self, run: PhysRun) {
         if run.pa < WINDOW_START {
             return;

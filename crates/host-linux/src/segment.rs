@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use host::Fault;
 use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};
@@ -171,6 +172,30 @@ impl Segment {
                 write_process(*pid, va + delta, buf)
             }
         }
+    }
+}
+
+impl Segment {
+    /// Replaces the aligned little-endian word at `offset` if it is `current`; returns what was
+    /// there. Refuses where memory may be taken away.
+    pub(crate) fn compare_exchange(
+        &self,
+        offset: u64,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, Fault> {
+        let delta = offset - self.range.start;
+        let Backing::Mapping(mapping) = &self.backing else { return Err(Fault { va: offset }) };
+        if !mapping.sealed || !self.writable || !delta.is_multiple_of(8) {
+            return Err(Fault { va: offset });
+        }
+        let word = (mapping.place.base() + delta as usize) as *mut u64;
+        // SAFETY: aligned, inside our writable mapping of an object that cannot shrink; those who
+        // share it change it by their own processor's stores.
+        let word = unsafe { AtomicU64::from_ptr(word) };
+        let (current, new) = (current.to_le(), new.to_le());
+        let result = word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire);
+        Ok(u64::from_le(result.unwrap_or_else(|seen| seen)))
     }
 }
 

@@ -365,3 +365,41 @@ fn a_childs_memory() {
     unpin(&host, copy);
     assert_eq!(host.pinned_object_pages(), 0);
 }
+
+#[test]
+fn words_of_memory_that_cannot_shrink_are_exchanged_in_one_piece() {
+    let host = Host::new().unwrap();
+    let sealed = memfd(1);
+    rustix::fs::fcntl_add_seals(&sealed, rustix::fs::SealFlags::SHRINK).unwrap();
+    let runs = pin_file(&host, &sealed, 0, 1).unwrap();
+    let (phys, pa) = (host.phys(), runs[0].pa);
+    phys.write(pa + 8, &5_u64.to_le_bytes()).unwrap();
+    assert_eq!(phys.compare_exchange(pa + 8, 4, 6), Ok(5), "another value: nothing happens");
+    assert_eq!(phys.compare_exchange(pa + 8, 5, 6), Ok(5));
+    assert_eq!(phys.load(pa + 8), Ok(6));
+    assert!(phys.compare_exchange(pa + 4, 0, 1).is_err(), "misaligned");
+    assert!(phys.compare_exchange(pa + PAGE_SIZE, 0, 1).is_err(), "beyond");
+    unpin(&host, runs);
+
+    let loose = memfd(1);
+    let runs = pin_file(&host, &loose, 0, 1).unwrap();
+    assert_eq!(phys.load(runs[0].pa), Ok(0));
+    assert!(phys.compare_exchange(runs[0].pa, 0, 1).is_err(), "it might be truncated meanwhile");
+    unpin(&host, runs);
+}
+
+#[test]
+fn what_is_the_machine_s_own_is_no_memory_of_a_process() {
+    let host = Host::new().unwrap();
+    let size = 1 << 46;
+    let fd = memfd(size >> 12);
+    // As many as it takes to fill all there is.
+    let mut all = Vec::new();
+    for offset in (0..size).step_by(1 << 40) {
+        let Ok(runs) = pin_file(&host, &fd, offset, 1) else { break };
+        assert!(runs.iter().all(|run| run.pa + run.len <= host::MACHINE_START));
+        all.extend(runs);
+    }
+    assert!(!all.is_empty());
+    unpin(&host, all);
+}

@@ -11,7 +11,7 @@
 //! | [`CharDevice`], [`File`] | `struct file_operations` | `iommufd`, `vfio` |
 //! | [`Task`] | `current` | `interpose`, tests |
 //! | [`Mm`] | `struct mm_struct`, `pin_user_pages()` | `host-linux`, tests |
-//! | [`MemoryFile`] | a memfd, `memfd_pin_folios()` | `host-linux`, tests |
+//! | [`KernelFile`] | a memfd, `memfd_pin_folios()`; `eventfd_signal()` | `host-linux`, tests |
 //! | [`PhysMemory`] | RAM | `host-linux`, tests |
 //!
 //! **A physical address names a page, not one mapping of it**: two views of one
@@ -25,11 +25,17 @@ mod task;
 
 pub use file::{CharDevice, File, FileMode, MmapBacking, MmapRequest, Notify};
 pub use mm::{
-    Access, BusError, Fault, FilePinError, MemoryFile, Mm, MmCounters, PhysAllocation, PhysMemory,
+    Access, BusError, Fault, FilePinError, KernelFile, Mm, MmCounters, PhysAllocation, PhysMemory,
     PhysRun, User,
 };
 pub use rustix::io::Errno;
 pub use task::{Capability, OpenFile, Task};
+
+/// Physical addresses have this many bits.
+pub const PHYS_BITS: u32 = 48;
+
+/// From this physical address on there is never memory of a process: the machine has there what is its own.
+pub const MACHINE_START: u64 = 0xe000_0000_0000;
 
 /// Bytes in a page of the client's address space. Hosts with other page sizes
 /// are refused at start-up.

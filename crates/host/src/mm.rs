@@ -114,12 +114,21 @@ fn charge(counter: &AtomicU64, pages: u64, limit: u64) -> bool {
         .is_ok()
 }
 
-/// A file of the kernel's that may hold memory: a memfd, a file on tmpfs or
-/// hugetlbfs.
-pub trait MemoryFile: Send + Sync {
+/// A file of the kernel's that somebody passed to us: it may hold memory (a memfd, a
+/// file on tmpfs or hugetlbfs), or be an eventfd.
+pub trait KernelFile: Send + Sync {
     /// `memfd_pin_folios()`: pins the page-aligned range `[offset, offset + len)`
     /// as [`Mm::pin`] does.
     fn pin(&self, offset: u64, len: u64, run: &mut dyn FnMut(PhysRun)) -> Result<(), FilePinError>;
+
+    /// Whether it is an eventfd.
+    fn is_eventfd(&self) -> bool {
+        false
+    }
+
+    /// `eventfd_signal()`: adds one to the counter of an eventfd, or nothing if it is full.
+    /// Never waits.
+    fn signal(&self) {}
 }
 
 /// The physical address space that devices reach.
@@ -130,6 +139,21 @@ pub trait PhysMemory: Send + Sync {
 
     /// A device writes `buf` at `pa`.
     fn write(&self, pa: u64, buf: &[u8]) -> Result<(), BusError>;
+
+    /// A device reads the naturally aligned little-endian word at `pa`, as a whole: what
+    /// translation tables are made of.
+    fn load(&self, pa: u64) -> Result<u64, BusError> {
+        let mut word = [0; 8];
+        self.read(pa, &mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+
+    /// A device replaces the naturally aligned little-endian word at `pa` by `new` if it is
+    /// `current`; returns what was there. Memory that cannot do that aborts the access.
+    fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<u64, BusError> {
+        let _ = (current, new);
+        Err(BusError { pa })
+    }
 
     /// Gives back a run that a pin passed, or a page-aligned part of one.
     fn unpin(&self, run: PhysRun);

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::{Errno, File, MemoryFile, Mm, User};
+use crate::{Errno, File, KernelFile, Mm, User};
 
 /// A Linux capability that an ioctl can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,5 +54,5 @@ pub enum OpenFile {
     /// A file of ours.
     Emulated(Arc<dyn File>),
     /// A file of the kernel's, which may or may not hold memory.
-    Kernel(Arc<dyn MemoryFile>),
+    Kernel(Arc<dyn KernelFile>),
 }

@@ -43,6 +43,11 @@ use host_linux::Host;
 
 pub use paths::{Captures, Generate, Node, Patch, PathTable, Prefixes};
 
+/// Starts a thread of whoever is behind the paths: it takes none of the program's signals.
+pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    Ok(server::spawn(name, run)?)
+}
+
 /// [`install`] was called before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AlreadyInstalled;

@@ -1,6 +1,7 @@
 //! Which paths are ours: the one table of path redirection.
 #![forbid(unsafe_code)]
 
+use std::any::Any;
 use std::sync::Arc;
 
 use host::CharDevice;
@@ -44,6 +45,7 @@ impl Captures {
 #[derive(Clone, Default)]
 pub struct PathTable {
     entries: Vec<(String, Node)>,
+    kept: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
 impl PathTable {
@@ -55,6 +57,12 @@ impl PathTable {
     /// Puts `node` at `pattern`, before whatever was added later.
     pub fn add(&mut self, pattern: impl Into<String>, node: Node) -> &mut Self {
         self.entries.push((pattern.into(), node));
+        self
+    }
+
+    /// Keeps something that nodes need for as long as the table lives.
+    pub fn keep(&mut self, what: Arc<dyn Any + Send + Sync>) -> &mut Self {
+        self.kept.push(what);
         self
     }
 

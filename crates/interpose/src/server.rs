@@ -40,7 +40,7 @@ pub(crate) fn start(process: &'static Process) -> Result<&'static Arc<PrivateFd>
 }
 
 /// Starts a thread that takes none of the program's signals.
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Errno> {
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Errno> {
     // SAFETY: the sets are initialised before they are read, and the old mask is
     // put back.
     let spawned = unsafe {

@@ -7,6 +7,10 @@ use crate::{
     ReservedKind, Target,
 };
 
+/// Page requests of a device that are kept until their group's last one comes.
+/// What is beyond that it can ask for again.
+const MAX_PARTIAL: usize = 4096;
+
 /// A device that does DMA.
 pub struct Device {
     name: String,
@@ -87,6 +91,9 @@ impl Device {
         };
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         if !request.last {
+            if partial.len() == MAX_PARTIAL {
+                return Err(Error::NoSpace("page requests without their group's last"));
+            }
             partial.push(request);
             return Ok(());
         }
@@ -96,6 +103,12 @@ impl Device {
         requests.push(request);
         handler.report(FaultGroup::new(self.clone(), requests));
         Ok(())
+    }
+
+    /// Forgets the page requests whose group's last one has not come, for a
+    /// driver whose hardware may have lost it.
+    pub fn drop_partial_page_requests(&self) {
+        self.partial.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn drop_partial(&self, target: Target) {

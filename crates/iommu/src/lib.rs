@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod domain;
+mod doorbell;
 mod driver;
 mod error;
 mod fault;
@@ -26,6 +27,7 @@ mod group;
 mod noiommu;
 
 pub use domain::{DirtyTracking, Domain, Geometry, MapError, NestedDomain, PagingDomain, Prot};
+pub use doorbell::Doorbells;
 pub use driver::{
     Capability, Driver, EventSink, HwInfo, PagingFlags, Pasids, ReadAt, ReservedKind,
     ReservedRegion, Target, UserArray, UserData, Viommu, ViommuHost,

@@ -9,7 +9,7 @@ use host::{
     Capability, CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, PhysMemory, PhysRun,
     Task,
 };
-use iommu::OwnerId;
+use iommu::{Doorbells, OwnerId};
 
 use crate::access::Access;
 use crate::device::{BoundDevice, GroupAttachments};
@@ -29,6 +29,7 @@ pub struct Iommufd {
     memory: Arc<dyn PhysMemory>,
     extension: Option<Arc<dyn Extension>>,
     minor: u32,
+    doorbells: Arc<Doorbells>,
     /// What every caller may do, whatever the kernel says of it.
     granted: Vec<Capability>,
     contexts: Mutex<Vec<Weak<Context>>>,
@@ -57,7 +58,14 @@ impl Iommufd {
         minor: u32,
         extension: Option<Arc<dyn Extension>>,
     ) -> Self {
-        Self { memory, extension, minor, granted: Vec::new(), contexts: Mutex::default() }
+        Self {
+            memory,
+            extension,
+            minor,
+            doorbells: Arc::default(),
+            granted: Vec::new(),
+            contexts: Mutex::default(),
+        }
     }
 
     /// Lets every caller do what needs these capabilities: what they protect
@@ -65,6 +73,13 @@ impl Iommufd {
     #[must_use]
     pub fn grant(mut self, capabilities: &[Capability]) -> Self {
         self.granted.extend(capabilities);
+        self
+    }
+
+    /// Maps these MSI doorbells for devices that need that, and those that are added to them later.
+    #[must_use]
+    pub fn doorbells(mut self, doorbells: &Arc<Doorbells>) -> Self {
+        self.doorbells = doorbells.clone();
         self
     }
 
@@ -80,6 +95,7 @@ impl Iommufd {
             state: Mutex::new(State {
                 objects: ObjectTable::default(),
                 pages: PagesTable::new(self.memory.clone()),
+                doorbells: self.doorbells.clone(),
                 groups: HashMap::new(),
                 vfio_ioas: None,
                 account_mm: false,
@@ -130,6 +146,8 @@ pub struct Context {
 pub(crate) struct State {
     pub(crate) objects: ObjectTable<Object>,
     pub(crate) pages: PagesTable,
+    /// Where the devices of the machine write their MSIs.
+    pub(crate) doorbells: Arc<Doorbells>,
     /// What is attached, by group (its address, for as long as a device of it
     /// is bound).
     pub(crate) groups: HashMap<usize, GroupAttachments>,

@@ -46,7 +46,7 @@ impl State {
     }
 
     /// The HWPT that this device itself, not only its group, is attached to.
-    fn hwpt_of(&self, id: Id, device: &Device, target: Target) -> Option<Id> {
+    pub(crate) fn hwpt_of(&self, id: Id, device: &Device, target: Target) -> Option<Id> {
         let attachment = self.attachment_of(device, target)?;
         attachment.devices.contains(&id).then_some(attachment.hwpt)
     }
@@ -100,6 +100,7 @@ impl State {
         if first {
             let moved = self
                 .check_pasids(&device, target, &hwpt)
+                .and_then(|()| self.map_doorbells(hwpt_id, &device))
                 .and_then(|()| Ok(device.group().attach(target, Self::attachment(&hwpt, id))?));
             if let Err(error) = moved {
                 if reserves(target) {
@@ -177,6 +178,7 @@ impl State {
         }
         let moved = self
             .check_pasids(&device, target, &hwpt)
+            .and_then(|()| self.map_doorbells(hwpt_id, &device))
             .and_then(|()| Ok(device.group().replace(target, Self::attachment(&hwpt, id))?));
         let left = if moved.is_ok() { old_ioas } else { hwpt.ioas };
         if moves && let Ok(ioas) = self.ioas_mut(left) {

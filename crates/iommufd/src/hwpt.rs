@@ -10,6 +10,7 @@ use uapi::iommufd as u;
 use crate::context::{Object, State};
 use crate::error::fallible;
 use crate::fault::FaultQueue;
+use crate::sw_msi::SwMsi;
 use crate::{Error, Id};
 
 const NEST_PARENT: u32 = u::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT;
@@ -25,6 +26,7 @@ pub(crate) struct HwptPaging {
     pub(crate) auto: bool,
     pub(crate) nest_parent: bool,
     pub(crate) enforces_coherency: bool,
+    pub(crate) sw_msi: SwMsi,
     common: Common,
 }
 
@@ -115,7 +117,7 @@ impl State {
     pub(crate) fn alloc_hwpt(&mut self, request: &HwptRequest) -> Result<Object, Error> {
         let device = self.device(request.device)?.device.clone();
         let mut object = match self.objects.get(request.parent) {
-            Ok(Object::Ioas(_)) => Object::HwptPaging(Self::alloc_paging(
+            Ok(Object::Ioas(_)) => Object::HwptPaging(self.alloc_paging(
                 &device,
                 request.parent,
                 request.flags,
@@ -148,6 +150,7 @@ impl State {
 
     /// Makes a paging domain; it is in no IOAS yet and holds nothing.
     fn alloc_paging(
+        &self,
         device: &Device,
         ioas: Id,
         flags: u32,
@@ -176,7 +179,17 @@ impl State {
         }
         let common = Common { pasid_compatible: flags & PASID != 0, ..Common::default() };
         let nest_parent = flags & NEST_PARENT != 0;
-        Ok(HwptPaging { ioas, domain, auto: false, nest_parent, enforces_coherency, common })
+        let mut sw_msi = SwMsi::default();
+        sw_msi.map(domain.as_ref(), device, &self.doorbells.frames())?;
+        Ok(HwptPaging {
+            ioas,
+            domain,
+            auto: false,
+            nest_parent,
+            enforces_coherency,
+            sw_msi,
+            common,
+        })
     }
 
     fn alloc_nested(&self, device: &Device, request: &HwptRequest) -> Result<HwptNested, Error> {
@@ -219,19 +232,20 @@ impl State {
     }
 
     /// The paging HWPT under a nested one, given directly or by a vIOMMU.
-    fn nest_parent(&self, parent: Id) -> Id {
+    pub(crate) fn nest_parent(&self, parent: Id) -> Id {
         self.viommu(parent).map_or(parent, |viommu| viommu.parent)
     }
 
-    /// Makes the domain of a paging HWPT follow its IOAS.
+    /// Makes the domain of a paging HWPT follow its IOAS, outside the domain's own `window`.
     pub(crate) fn join_ioas(
         &mut self,
         id: Id,
         ioas_id: Id,
         domain: Arc<dyn PagingDomain>,
+        window: Option<(u64, u64)>,
     ) -> Result<(), Error> {
         let (ioas, pages) = self.ioas_and_pages(ioas_id)?;
-        ioas.add_domain(pages, id, domain)?;
+        ioas.add_domain(pages, id, domain, window)?;
         ioas.hwpts.push(id);
         Ok(())
     }
@@ -248,17 +262,18 @@ impl State {
         detach: impl FnOnce(&mut Self),
     ) -> Result<Id, Error> {
         let device = self.device(device_id)?.device.clone();
-        let hwpt = Self::alloc_paging(&device, ioas_id, 0, None)?;
-        let domain = hwpt.domain.clone();
+        let hwpt = self.alloc_paging(&device, ioas_id, 0, None)?;
+        let (domain, window) = (hwpt.domain.clone(), hwpt.sw_msi.window());
         self.objects.hold(ioas_id);
         let id = self.reserve(Object::HwptPaging(hwpt))?;
         // Visible to nobody while the lock is held.
         self.objects.finalize(id);
         let result = if attach_first {
-            attach(self, id)
-                .and_then(|()| self.join_ioas(id, ioas_id, domain).inspect_err(|_| detach(self)))
+            attach(self, id).and_then(|()| {
+                self.join_ioas(id, ioas_id, domain, window).inspect_err(|_| detach(self))
+            })
         } else {
-            self.join_ioas(id, ioas_id, domain).and_then(|()| attach(self, id))
+            self.join_ioas(id, ioas_id, domain, window).and_then(|()| attach(self, id))
         };
         match result {
             Ok(()) => {

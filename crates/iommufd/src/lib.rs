@@ -29,6 +29,7 @@ mod invariants;
 mod ioas;
 mod ioctl;
 mod objects;
+mod sw_msi;
 mod sync;
 mod veventq;
 mod vfio_compat;

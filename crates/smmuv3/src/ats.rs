@@ -142,11 +142,18 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         self.in_flight.begin(&marker);
         // Without a PASID there is nowhere to say so.
         let with_pasid = request.substream_id.is_some();
-        let result = self.ats(&AtsRequest {
+        let request = AtsRequest {
             privileged: request.privileged && with_pasid,
             execute: request.execute && with_pasid,
             ..*request
-        });
+        };
+        let watch = self.checker.get().map(|checker| (checker, checker.asked()));
+        let result = self.ats(&request);
+        if let (Some((checker, asked)), Ok(translation)) = (watch, &result)
+            && (translation.read || translation.write)
+        {
+            self.told(checker, asked, &request, translation);
+        }
         if self.in_flight.unregister(&marker) {
             self.poll();
         }

@@ -110,13 +110,18 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             }
         }
         if let Command::Sync { cs, msi_data, msi_address, .. } = command {
-            return self.sync(front, cs, msi_address, msi_data, next);
+            let outcome = self.sync(front, cs, msi_address, msi_data, next);
+            if matches!(outcome, Outcome::Consumed) {
+                self.watch(&command);
+            }
+            return outcome;
         }
         if matches!(command, Command::AtcInv { .. }) && front.atc_pending.len() >= ATC_INVALIDATIONS
         {
             return Outcome::Waits;
         }
         self.carry_out(front, command);
+        self.watch(&command);
         front.set(Register::CmdqCons, next.0.into());
         Outcome::Consumed
     }

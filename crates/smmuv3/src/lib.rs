@@ -29,6 +29,7 @@ mod registers;
 mod requester;
 mod resolve;
 mod smmu;
+mod stale;
 mod state;
 mod sync;
 mod transaction;
@@ -54,6 +55,10 @@ pub use platform::{
 pub use registers::REGISTER_FILE_SIZE;
 pub use requester::{Requester, Transfer};
 pub use smmu::Smmu;
+pub use stale::{
+    AlreadyChecking, Change, Miss, Place, Proof, Stale, StaleCache, StaleRule, StaleSink,
+    StaleSummary,
+};
 pub use state::{RestoreError, StalledState, State};
 #[cfg(all(feature = "membarrier", target_os = "linux"))]
 pub use sync::Membarrier;

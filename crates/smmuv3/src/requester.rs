@@ -11,6 +11,7 @@ use crate::cache::tlb::{Tags, Tlb};
 use crate::config::Context;
 use crate::platform::Memory;
 use crate::smmu::Smmu;
+use crate::stale::{Served, Word, origin};
 use crate::sync::{Fence, SeqCst};
 use crate::transaction::{Refused, Transaction, Translation};
 use crate::translate::representable;
@@ -24,6 +25,8 @@ pub struct Requester<M: Memory, F: Fence = SeqCst> {
     marker: Arc<Marker>,
     hot: Box<[Hot]>,
     contexts: Box<[Option<Context>]>,
+    /// For the checker: the words that each context was made from.
+    origins: Vec<Vec<Word>>,
 }
 
 /// What a hit needs of a [`Context`], on one or two cache lines.
@@ -46,6 +49,9 @@ struct Hot {
     settled: bool,
 }
 
+/// A bit of a [`Hot::key`] that no transaction's has: streams that the checker watches never hit by themselves.
+const WATCHED: u64 = 1 << 62;
+
 const PRIVILEGED: u8 = 1 << 6;
 const INSTRUCTION: u8 = 1 << 7;
 
@@ -57,7 +63,7 @@ fn kind(transaction: &Transaction) -> usize {
 }
 
 impl Hot {
-    /// Matches no transaction: no key has bit 63 set.
+    /// Matches no transaction: no key has bit 63 set, watched or not.
     fn empty() -> Self {
         let space = Space::stage2(0);
         let tags = Tags::default();
@@ -115,7 +121,8 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         let marker = smmu.in_flight.register();
         let count = 1 << smmu.options.contexts_log2;
         let contexts = (0..count).map(|_| None).collect();
-        Self { smmu, marker, hot: vec![Hot::empty(); count].into(), contexts }
+        let hot = vec![Hot::empty(); count].into();
+        Self { smmu, marker, hot, contexts, origins: Vec::new() }
     }
 
     /// The SMMU.
@@ -235,7 +242,11 @@ impl<M: Memory, F: Fence> Transfer<'_, M, F> {
 impl<M: Memory, F: Fence> Requester<M, F> {
     #[inline(always)]
     fn hit(&mut self, transaction: &Transaction) -> Option<Translation> {
-        let key = key(transaction);
+        self.hit_as(key(transaction), transaction)
+    }
+
+    #[inline(always)]
+    fn hit_as(&mut self, key: u64, transaction: &Transaction) -> Option<Translation> {
         let slot = self.slot(key);
         // A loop, so that what is read once is not read again.
         let hot = loop {
@@ -316,13 +327,27 @@ impl<M: Memory, F: Fence> Requester<M, F> {
     #[cold]
     #[inline(never)]
     fn miss(&mut self, transaction: Transaction) -> Result<Translation, Refused> {
-        let transaction = &transaction;
-        let key = key(transaction);
+        let key = key(&transaction);
+        // Before anything is read: what is read later may be newer, never older.
+        let changes = self.smmu.tlb.changes();
+        if self.smmu.checker.get().is_some() {
+            return self.watched(key | WATCHED, &transaction);
+        }
+        self.serve(key, &transaction, changes, &mut false)
+    }
+
+    /// Answers a transaction that the TLB does not. `fetched` becomes whether its configuration was.
+    #[inline(always)]
+    fn serve(
+        &mut self,
+        key: u64,
+        transaction: &Transaction,
+        changes: u64,
+        fetched: &mut bool,
+    ) -> Result<Translation, Refused> {
         let slot = self.slot(key);
         let Self { smmu, hot, contexts, .. } = self;
         let smmu = &**smmu;
-        // Before anything is read: what is read later may be newer, never older.
-        let changes = smmu.tlb.changes();
         let current = hot[slot].key == key && hot[slot].changes == changes;
         if !current || transaction.translated {
             if transaction.translated {
@@ -340,10 +365,58 @@ impl<M: Memory, F: Fence> Requester<M, F> {
                 .map_err(|fault| smmu.refuse(&fault, transaction, Some(&context), true))?;
             hot[slot] = Hot::new(key, changes, stamp, &context, &smmu.tlb);
             contexts[slot] = Some(context);
+            *fetched = true;
         }
         match &contexts[slot] {
             Some(context) => smmu.walk(context, transaction, smmu.tlb.before(hot[slot].tags)),
             None => Err(Refused::Abort),
         }
+    }
+
+    /// A transaction under the eyes of the checker: served as ever, then compared with memory.
+    #[cold]
+    #[inline(never)]
+    fn watched(&mut self, key: u64, transaction: &Transaction) -> Result<Translation, Refused> {
+        let smmu = self.smmu.clone();
+        let Some(checker) = smmu.checker.get() else { return Err(Refused::Abort) };
+        let since = checker.executed();
+        if transaction.translated {
+            let used = smmu.translated(transaction);
+            smmu.judge_translated(checker, since, transaction, used);
+            return used;
+        }
+        let first = smmu.explain(transaction);
+        let mut fetched = false;
+        let hit = self.hit_as(key, transaction);
+        let used = match hit {
+            Some(translation) => Ok(translation),
+            None => self.serve(key, transaction, smmu.tlb.changes(), &mut fetched),
+        };
+        let slot = self.slot(key);
+        if fetched {
+            self.origins.resize_with(self.hot.len(), Vec::new);
+            self.origins[slot] = origin(&first.1);
+        }
+        let known = self.hot[slot].key == key;
+        let served = Served {
+            transaction,
+            first,
+            since,
+            used,
+            entry: hit.and_then(|_| self.permissions(slot, transaction.address)),
+            context: self.contexts[slot].as_ref().filter(|_| known),
+            origin: self.origins.get(slot).filter(|_| !fetched).map(Vec::as_slice),
+        };
+        smmu.judge(checker, &served);
+        // So that each page of a long transfer comes by here.
+        let page = |from: &Translation| 0x1000 - (from.address & 0xfff);
+        used.map(|used| Translation { length: used.length.min(page(&used)), ..used })
+    }
+
+    /// What the TLB entry permits that has just been used.
+    fn permissions(&self, slot: usize, address: u64) -> Option<Permissions> {
+        let (hot, canonical) = (&self.hot[slot], self.canonical(slot, address));
+        let (data, _) = self.smmu.tlb.lookup(&hot.space, &hot.tags, canonical)?;
+        Some(Permissions::from_bits(data.permissions()))
     }
 }

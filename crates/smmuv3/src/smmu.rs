@@ -13,6 +13,7 @@ use crate::front::{Effect, Front};
 use crate::options::{Options, OptionsError};
 use crate::platform::{AtcCompletion, Devices, Interrupts, Memory};
 use crate::requester::Requester;
+use crate::stale::Checker;
 use crate::sync::{Fence, SeqCst};
 use crate::wire::register::{Cr0, Cr2, Gbpa};
 
@@ -32,6 +33,7 @@ pub struct Smmu<M, F = SeqCst> {
     pub(crate) in_flight: InFlight<F>,
     pub(crate) live: Live,
     pub(crate) front: Mutex<Front>,
+    pub(crate) checker: OnceLock<Checker>,
 }
 
 /// The registers that transactions depend on, as they are in force.
@@ -97,6 +99,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             in_flight: InFlight::new(fence),
             live,
             front: Mutex::new(front),
+            checker: OnceLock::new(),
             interrupts: Box::new(interrupts),
             devices: Box::new(devices),
             accelerator: OnceLock::new(),

@@ -42,13 +42,23 @@ fn run(name: &str, options: Options) {
 
 /// As many worlds as make so many cases.
 fn duel(name: &str, options: &Options, cases: u64, seed: u64) -> Tally {
-    let mut duel = Duel::new(options);
+    duel_of(Duel::new, name, options, cases, seed)
+}
+
+fn duel_of(
+    kind: fn(&Options) -> Duel,
+    name: &str,
+    options: &Options,
+    cases: u64,
+    seed: u64,
+) -> Tally {
+    let mut duel = kind(options);
     let mut n = 0;
     while duel.tally.cases < cases {
         let world = seed_of(seed, n);
         n += 1;
         if let Err(difference) = duel.world(world, None) {
-            let alone = Duel::new(options).world(world, Some(difference.case)).is_err();
+            let alone = kind(options).world(world, Some(difference.case)).is_err();
             let after = if alone { "alone" } else { "after the cases before it" };
             panic!(
                 "{difference:?}\n{name}: this case differs {after}; replay with \
@@ -165,4 +175,15 @@ fn any_other() {
 #[test]
 fn everything_with_a_small_tlb() {
     run("everything, small TLB", Options { tlb: SMALL, ..Options::everything() });
+}
+
+/// The checker for stale translations accuses nobody, and changes nothing.
+#[test]
+fn everything_under_the_eyes_of_the_checker() {
+    for tlb in [SMALL, TlbSize::default()] {
+        let options = Options { tlb, ..Options::everything() };
+        let cases = number("SOFTIOMMU_CASES").unwrap_or(10_000);
+        let seed = number("SOFTIOMMU_SEED").unwrap_or(0);
+        println!("{:?}", duel_of(Duel::checked, "checked", &options, cases, seed));
+    }
 }

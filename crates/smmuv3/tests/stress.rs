@@ -3,13 +3,16 @@
 //!
 //! Devices translate on threads of their own. The driver unmaps a page, invalidates, waits, and gives the frame away;
 //! a device that still holds a transfer into that frame has found a bug.
+//!
+//! Then the same again with the checker for stale translations, which must find that this driver does nothing wrong,
+//! whenever it looks.
 
 mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use smmuv3::{Refused, Smmu, Transaction};
+use smmuv3::{Refused, Smmu, Stale, StaleRule, Transaction};
 
 use common::raw::cmd::Cmd;
 use common::raw::{cd, cmd, pte, reg, ste};
@@ -39,6 +42,7 @@ struct Device {
     frames: Arc<Frames>,
     done: Arc<AtomicBool>,
     hits: Arc<AtomicU64>,
+    tries: Arc<AtomicU64>,
     sid: u32,
     seed: u64,
 }
@@ -58,6 +62,7 @@ impl Device {
                     write: random >> (30 + n) & 1 == 1,
                     ..Transaction::read(self.sid, BASE + (page << 12) + 8)
                 };
+                self.tries.fetch_add(1, Ordering::Relaxed);
                 match transfer.translate(&transaction) {
                     Ok(translation) => {
                         assert!(translation.length <= 0x1000 - 8);
@@ -105,9 +110,34 @@ fn race(
     // One race at a time, so that its threads do run at once.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    run(m, rounds, &map, &commands, 0);
+    let accused: Arc<Mutex<Vec<Stale>>> = Arc::default();
+    let sink = accused.clone();
+    m.smmu
+        .check_stale(StaleRule::Sync, move |stale: &Stale| {
+            sink.lock().unwrap().push(stale.clone());
+        })
+        .expect("it was off");
+    run(m, rounds / 3, &map, &commands, 8);
+    let accused = std::mem::take(&mut *accused.lock().unwrap());
+    assert!(accused.is_empty(), "{}", accused[0]);
+    assert_eq!(m.smmu.stale_pending(), []);
+    let summary = m.smmu.stale_summary().expect("it is on");
+    assert!(summary.checked > rounds && summary.stale > 0, "it had nothing to see: {summary:?}");
+}
+
+/// The driver lets `late` transactions pass before it invalidates what it has taken away.
+fn run(
+    m: &Machine,
+    rounds: u64,
+    map: &impl Fn(&Machine, u64, Option<u64>),
+    commands: &impl Fn(u64, u64) -> Vec<Cmd>,
+    late: u64,
+) {
     let frames = Arc::new(Frames::default());
     let done = Arc::new(AtomicBool::new(false));
     let hits = Arc::new(AtomicU64::new(0));
+    let tries = Arc::new(AtomicU64::new(0));
     for page in 0..PAGES {
         map(m, page, Some(Frames::address(page, 0)));
     }
@@ -120,6 +150,7 @@ fn race(
                     frames: frames.clone(),
                     done: done.clone(),
                     hits: hits.clone(),
+                    tries: tries.clone(),
                     sid: 3,
                     seed: n + 1,
                 };
@@ -130,7 +161,12 @@ fn race(
         for round in 0..rounds {
             let page = round * 5 % PAGES;
             let which = &mut current[page as usize];
+            let failed = || threads.iter().any(std::thread::ScopedJoinHandle::is_finished);
             map(m, page, None);
+            let taken_away = tries.load(Ordering::Relaxed);
+            while tries.load(Ordering::Relaxed) < taken_away + late && !failed() {
+                std::thread::yield_now();
+            }
             m.submit(&commands(round, page));
             m.submit(&[cmd::sync()]);
             wait(m);
@@ -143,7 +179,6 @@ fn race(
                 m.events();
             }
             // The devices are to meet this page before the next one changes.
-            let failed = || threads.iter().any(std::thread::ScopedJoinHandle::is_finished);
             while hits.load(Ordering::Relaxed) < 8 * round && !failed() {
                 std::thread::yield_now();
             }

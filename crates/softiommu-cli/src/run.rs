@@ -34,8 +34,9 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE.toml", conflicts_with = "iommu")]
     machine: Option<PathBuf>,
 
-    /// The model of the one IOMMU: `mock` is what the kernel's selftests expect
-    #[arg(long, value_name = "MODEL", default_value_t = Model::Mock)]
+    /// The model of the IOMMU: smmuv3, mmu600 or mmu700, with a DMA engine behind it; or mock, what the
+    /// kernel's selftests expect
+    #[arg(long, value_name = "MODEL", default_value_t = Model::Smmuv3)]
     iommu: Model,
 
     /// Act as if the program had a capability: ipc-lock, sys-resource or
@@ -104,7 +105,7 @@ impl Run {
     fn prepare(self) -> Result<(PathBuf, Command), RunError> {
         let mut machine = match &self.machine {
             Some(path) => Machine::from_file(path)?,
-            None => Machine::with(self.iommu),
+            None => Machine::of(self.iommu),
         };
         machine.grant.extend(&self.grant);
         machine.fault_injection |= self.fault_injection;

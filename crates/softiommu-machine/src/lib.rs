@@ -7,13 +7,18 @@
 //!
 //! fault-injection = true     # optional: /proc/self/task/TID/fail-nth works
 //!
-//! [[iommu]]
-//! name = "iommu0"            # optional, for logs
-//! model = "mock"             # the hardware of the kernel's iommufd selftests
+//! [[iommu]]                  # one or more
+//! name = "smmu0"
+//! model = "smmuv3"           # or mmu600, mmu700; or mock, the hardware of the kernel's selftests
+//! options = { ats = false }  # optional: what is different from the model, see `Overrides`
 //!
 //! [[device]]                 # optional, any number
-//! name = "nic0"
-//! iommu = "none"             # its DMA is not translated
+//! name = "ioat0"
+//! model = "ioat"             # what is behind /dev/vfio/devices/vfio0
+//! iommu = "smmu0"            # or "none": its DMA is not translated
+//! stream-id = 8              # optional
+//! group = "multifunction"    # optional: devices that share a domain
+//! pasid-bits = 0             # optional
 //! ```
 //!
 //! ```
@@ -27,12 +32,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+mod check;
+mod overrides;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use overrides::Overrides;
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +53,7 @@ pub struct Machine {
     /// Programs find the kernel's knobs for fault injection.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fault_injection: bool,
-    /// Its IOMMUs; exactly one in this version.
+    /// Its IOMMUs: one mock, or any number of others.
     #[serde(rename = "iommu")]
     pub iommus: Vec<Iommu>,
     /// Its devices, beside those that the mock IOMMU's users make for themselves.
@@ -54,21 +63,63 @@ pub struct Machine {
 
 /// A device that does DMA.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Device {
     /// Its name, which no other device has.
     pub name: String,
+    /// What it is. Without that there is only its DMA, and nothing in `/dev/vfio`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<DeviceModel>,
     /// Which IOMMU it is behind.
     pub iommu: Behind,
+    /// Its StreamID, which no other device of its IOMMU has; the next free one if it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_id: Option<u32>,
+    /// Devices with the same group share whatever is attached; otherwise a device is a group of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Bits of its PASIDs, at most 20; 0 if it has none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub pasid_bits: u8,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(bits: &u8) -> bool {
+    *bits == 0
+}
+
+/// A model of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceModel {
+    /// Intel's DMA engine (CB3): copies memory.
+    Ioat,
 }
 
 /// Which IOMMU a device is behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum Behind {
-    /// None: its DMA uses physical addresses, and a program that may do so
+    /// `"none"`: its DMA uses physical addresses, and a program that may do so
     /// (`CAP_SYS_RAWIO`) binds it and asks for them.
     None,
+    /// The one with this name.
+    Iommu(String),
+}
+
+impl From<String> for Behind {
+    fn from(name: String) -> Self {
+        if name == "none" { Self::None } else { Self::Iommu(name) }
+    }
+}
+
+impl From<Behind> for String {
+    fn from(behind: Behind) -> Self {
+        match behind {
+            Behind::None => "none".to_owned(),
+            Behind::Iommu(name) => name,
+        }
+    }
 }
 
 /// A Linux capability that `/dev/iommu` asks for.
@@ -100,11 +151,14 @@ impl FromStr for Grant {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Iommu {
-    /// Its name in logs.
+    /// Its name, which no other IOMMU has.
     #[serde(default = "Iommu::default_name")]
     pub name: String,
     /// Which hardware it is.
     pub model: Model,
+    /// What is different from the model.
+    #[serde(default, skip_serializing_if = "Overrides::is_empty")]
+    pub options: Overrides,
 }
 
 impl Iommu {
@@ -117,15 +171,29 @@ impl Iommu {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Model {
+    /// An Arm SMMUv3 with everything that Linux's driver makes use of.
+    Smmuv3,
+    /// Like Arm's MMU-600.
+    Mmu600,
+    /// Like Arm's MMU-700.
+    Mmu700,
     /// What the kernel's iommufd selftests expect, with `IOMMU_TEST_CMD`.
     Mock,
 }
 
+impl Model {
+    const ALL: [(&'static str, Self); 4] = [
+        ("smmuv3", Self::Smmuv3),
+        ("mmu600", Self::Mmu600),
+        ("mmu700", Self::Mmu700),
+        ("mock", Self::Mock),
+    ];
+}
+
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Mock => f.write_str("mock"),
-        }
+        let name = Self::ALL.iter().find(|(_, model)| model == self).map_or("", |(name, _)| name);
+        f.write_str(name)
     }
 }
 
@@ -133,10 +201,11 @@ impl FromStr for Model {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "mock" => Ok(Self::Mock),
-            _ => Err(format!("no IOMMU model is called `{name}`; there is `mock`")),
-        }
+        let found = Self::ALL.into_iter().find(|(known, _)| *known == name);
+        found.map(|(_, model)| model).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|(name, _)| format!("`{name}`")).collect();
+            format!("no IOMMU model is called `{name}`; there are {}", names.join(", "))
+        })
     }
 }
 
@@ -165,7 +234,7 @@ pub enum Error {
         /// The file, if it was one.
         path: Option<PathBuf>,
         /// What, and what to write instead.
-        problem: &'static str,
+        problem: String,
     },
 }
 
@@ -176,10 +245,11 @@ fn in_file(path: Option<&Path>) -> String {
 impl Machine {
     /// A machine with one IOMMU of this model.
     pub fn with(model: Model) -> Self {
+        let (name, options) = (Iommu::default_name(), Overrides::default());
         Self {
             grant: Vec::new(),
             fault_injection: false,
-            iommus: vec![Iommu { name: Iommu::default_name(), model }],
+            iommus: vec![Iommu { name, model, options }],
             devices: Vec::new(),
         }
     }
@@ -207,22 +277,42 @@ impl Machine {
             Ok(machine) => machine,
             Err(source) => return Err(Error::Parse { path, source: Box::new(source) }),
         };
-        let names: BTreeSet<&str> = machine.devices.iter().map(|d| d.name.as_str()).collect();
-        let problem = match machine.iommus.len() {
-            0 => "there is no IOMMU: add an [[iommu]] section with a model",
-            1 if names.len() < machine.devices.len() => {
-                "two devices have the same name: give each [[device]] section its own"
-            }
-            1 => return Ok(machine),
-            _ => "this version has one IOMMU: leave one [[iommu]] section",
-        };
-        Err(Error::Unsupported { path, problem })
+        match machine.check() {
+            Ok(()) => Ok(machine),
+            Err(problem) => Err(Error::Unsupported { path, problem }),
+        }
+    }
+
+    /// The IOMMU with this name.
+    pub fn iommu(&self, name: &str) -> Option<&Iommu> {
+        self.iommus.iter().find(|iommu| iommu.name == name)
     }
 }
 
 impl Default for Machine {
+    /// One SMMUv3 with a DMA engine behind it.
     fn default() -> Self {
-        Self::with(Model::Mock)
+        Self::of(Model::Smmuv3)
+    }
+}
+
+impl Machine {
+    /// The machine that there is for a model if nobody says more: one IOMMU, and a DMA engine behind it unless it is
+    /// the mock, whose users make their own devices.
+    pub fn of(model: Model) -> Self {
+        let mut machine = Self::with(model);
+        if model == Model::Mock {
+            return machine;
+        }
+        machine.devices.push(Device {
+            name: "ioat0".to_owned(),
+            model: Some(DeviceModel::Ioat),
+            iommu: Behind::Iommu(Iommu::default_name()),
+            stream_id: Some(8),
+            group: None,
+            pasid_bits: 0,
+        });
+        machine
     }
 }
 
@@ -236,27 +326,95 @@ mod tests {
         assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
     }
 
+    fn refused(text: &str) -> String {
+        Machine::from_toml(text).unwrap_err().to_string()
+    }
+
+    const SMMU: &str = "[[iommu]]\nname = \"smmu0\"\nmodel = \"smmuv3\"\n";
+
     #[test]
     fn errors_name_the_line_the_key_and_what_is_allowed() {
-        let wrong = Machine::from_toml("[[iommu]]\nname = \"a\"\nmodel = \"smmuv4\"\n");
-        let message = wrong.unwrap_err().to_string();
+        let message = refused("[[iommu]]\nname = \"a\"\nmodel = \"smmuv4\"\n");
         assert!(message.contains("line 3"), "{message}");
         assert!(message.contains("smmuv4") && message.contains("mock"), "{message}");
-        let empty = Machine::from_toml("").unwrap_err().to_string();
-        assert!(empty.contains("missing field `iommu`"), "{empty}");
-        let two = "[[iommu]]\nmodel = \"mock\"\n[[iommu]]\nmodel = \"mock\"\n";
-        assert!(Machine::from_toml(two).unwrap_err().to_string().contains("one IOMMU"));
+        assert!(refused("").contains("missing field `iommu`"));
+        assert!(refused("iommu = []\n").contains("add an [[iommu]] section"));
+        let message =
+            refused("[[iommu]]\nmodel = \"mock\"\n[[iommu]]\nname = \"b\"\nmodel = \"mock\"\n");
+        assert!(message.contains("mock") && message.contains("alone"), "{message}");
+        assert!(refused(&SMMU.repeat(2)).contains("two IOMMUs are called `smmu0`"));
+    }
+
+    #[test]
+    fn several_smmus_and_their_devices() {
+        let text = format!(
+            "{SMMU}options = {{ ats = false, stall = \"terminate\" }}\n{}\
+             [[device]]\nname = \"a\"\nmodel = \"ioat\"\niommu = \"smmu0\"\nstream-id = 3\n\
+             [[device]]\nname = \"b\"\niommu = \"smmu1\"\ngroup = \"g\"\npasid-bits = 8\n",
+            SMMU.replace("smmu0", "smmu1").replace("smmuv3", "mmu700"),
+        );
+        let machine = Machine::from_toml(&text).unwrap();
+        assert_eq!(machine.iommu("smmu1").unwrap().model, Model::Mmu700);
+        assert_eq!(machine.iommu("smmu0").unwrap().options.ats, Some(false));
+        assert_eq!(machine.devices[0].stream_id, Some(3));
+        assert_eq!(machine.devices[1].group.as_deref(), Some("g"));
+        assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_name_and_what_to_write() {
+        let device = |rest: &str| format!("{SMMU}[[device]]\nname = \"a\"\n{rest}");
+        let message = refused(&device("iommu = \"smmu1\"\n"));
+        assert!(
+            message.contains("`a`") && message.contains("smmu1") && message.contains("smmu0"),
+            "{message}"
+        );
+        let message = refused(&device("iommu = \"smmu0\"\nstream-id = 65536\n"));
+        assert!(message.contains("stream-id 65536") && message.contains("65535"), "{message}");
+        let message = refused(&device("iommu = \"smmu0\"\npasid-bits = 21\n"));
+        assert!(message.contains("pasid-bits 21") && message.contains("20"), "{message}");
+        let message = refused(&device("iommu = \"none\"\nstream-id = 1\n"));
+        assert!(message.contains("no IOMMU") && message.contains("stream-id"), "{message}");
+        let twice = device("iommu = \"smmu0\"\nstream-id = 1\n")
+            + "[[device]]\nname = \"b\"\niommu = \"smmu0\"\nstream-id = 1\n";
+        let message = refused(&twice);
+        assert!(message.contains("`a` and `b`") && message.contains("stream-id 1"), "{message}");
+        let message = refused(&format!("{SMMU}options = {{ oas = 44 }}\n"));
+        assert!(
+            message.contains("smmu0") && message.contains("oas") && message.contains("48"),
+            "{message}"
+        );
+        let message = refused(&format!("{SMMU}options = {{ stage1 = false, stage2 = false }}\n"));
+        assert!(message.contains("smmu0") && message.contains("stage1"), "{message}");
+        for fine in ["stage1 = false", "stage2 = false", "pri = false", "gran16k = false"] {
+            Machine::from_toml(&format!("{SMMU}options = {{ {fine} }}\n")).unwrap();
+        }
+        let message = refused("[[iommu]]\nmodel = \"mock\"\noptions = { ats = false }\n");
+        assert!(message.contains("mock") && message.contains("options"), "{message}");
+        let message = refused(&format!("{SMMU}options = {{ atsc = false }}\n"));
+        assert!(message.contains("atsc") && message.contains("unknown"), "{message}");
+    }
+
+    fn device(name: &str) -> Device {
+        Device {
+            name: name.into(),
+            model: None,
+            iommu: Behind::None,
+            stream_id: None,
+            group: None,
+            pasid_bits: 0,
+        }
     }
 
     #[test]
     fn devices_have_names_of_their_own_and_a_known_place() {
         let text = "[[iommu]]\nmodel = \"mock\"\n[[device]]\nname = \"a\"\niommu = \"none\"\n";
         let machine = Machine::from_toml(text).unwrap();
-        assert_eq!(machine.devices, [Device { name: "a".into(), iommu: Behind::None }]);
+        assert_eq!(machine.devices, [device("a")]);
         assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
         let twice = format!("{text}[[device]]\nname = \"a\"\niommu = \"none\"\n");
-        assert!(Machine::from_toml(&twice).unwrap_err().to_string().contains("same name"));
-        let behind = Machine::from_toml(&text.replace("none", "iommu0")).unwrap_err().to_string();
+        assert!(refused(&twice).contains("two devices are called `a`"));
+        let behind = refused(&text.replace("none", "iommu0"));
         assert!(behind.contains("iommu0") && behind.contains("none"), "{behind}");
     }
 

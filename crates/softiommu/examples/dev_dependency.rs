@@ -8,7 +8,7 @@ use std::sync::Arc;
 use iommufd_ioctls::{IommuFd, IommufdIoas};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    softiommu::install(softiommu::Machine::default())?;
+    softiommu::install(softiommu::Machine::with(softiommu::Model::Mock))?;
 
     // From here on nothing knows of softiommu.
     let iommu = Arc::new(IommuFd::new()?);

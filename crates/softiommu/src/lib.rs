@@ -1,5 +1,5 @@
-//! A whole IOMMU as a dev-dependency: after [`install`], `/dev/iommu` works in
-//! this process, whoever opens it.
+//! A whole IOMMU as a dev-dependency: after [`install`], `/dev/iommu` and the machine's
+//! VFIO devices work in this process, whoever opens them.
 //!
 //! ```no_run
 //! softiommu::install(softiommu::Machine::default())?;
@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod fail_nth;
+mod hardware;
 mod status;
 
 use std::sync::Arc;
@@ -22,8 +23,11 @@ use interpose::{Captures, Node, PathTable, Prefixes};
 use iommu::NoIommu;
 
 use crate::fail_nth::{FailNth, Knob};
+use crate::hardware::Hardware;
 
-pub use softiommu_machine::{Behind, Device, Error as MachineError, Grant, Iommu, Machine, Model};
+pub use softiommu_machine::{
+    Behind, Device, DeviceModel, Error as MachineError, Grant, Iommu, Machine, Model, Overrides,
+};
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
 const MINOR: u32 = 125;
@@ -41,34 +45,30 @@ pub struct AlreadyInstalled;
 pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
     let prefixes = if machine.fault_injection {
         Prefixes {
-            build: &["/dev/iommu", "/proc/", "/sys/kernel/debug/fail"],
+            build: &["/dev/iommu", "/dev/vfio/", "/proc/", "/sys/kernel/debug/fail"],
             if_built: &[],
             relative: &["fail"],
         }
     } else {
-        Prefixes { build: &["/dev/iommu"], if_built: &["/proc/"], relative: &[] }
+        Prefixes { build: &["/dev/iommu", "/dev/vfio/"], if_built: &["/proc/"], relative: &[] }
     };
     interpose::install(prefixes, move |host| paths(&machine, host)).map_err(|_| AlreadyInstalled)
 }
 
 /// The one table of what paths lead to us.
 fn paths(machine: &Machine, host: &Arc<Host>) -> PathTable {
-    let granted: Vec<_> = machine.grant.iter().map(|grant| capability(*grant)).collect();
-    let noiommu: Vec<_> = machine
-        .devices
-        .iter()
-        .map(|device| match device.iommu {
-            Behind::None => NoIommu::add_device(&device.name),
-        })
-        .collect();
     let mut table = PathTable::new();
-    for iommu in &machine.iommus {
-        match iommu.model {
-            Model::Mock => {
-                let memory = host.phys().clone();
-                let node = iommufd_selftest::device_node(memory, MINOR, &granted, noiommu.clone());
-                table.add("/dev/iommu", Node::CharDevice(node));
-            }
+    if machine.iommus.iter().any(|iommu| iommu.model == Model::Mock) {
+        let granted: Vec<_> = machine.grant.iter().map(|grant| capability(*grant)).collect();
+        let noiommu = machine.devices.iter().map(|device| NoIommu::add_device(&device.name));
+        let memory = host.phys().clone();
+        let node = iommufd_selftest::device_node(memory, MINOR, &granted, noiommu.collect());
+        table.add("/dev/iommu", Node::CharDevice(node));
+    } else {
+        match Hardware::build(machine, host) {
+            Ok(hardware) => hardware.add_to(&mut table),
+            // The machine file was checked, so this is memory or threads: there is no machine.
+            Err(error) => tracing::error!(%error, "the machine cannot be built"),
         }
     }
     if machine.fault_injection {

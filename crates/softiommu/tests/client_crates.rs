@@ -10,7 +10,9 @@ use iommufd_ioctls::{IommuFd, IommufdIoas};
 /// One machine for all tests of this process.
 fn iommu() -> Arc<IommuFd> {
     static MACHINE: std::sync::Once = std::sync::Once::new();
-    MACHINE.call_once(|| softiommu::install(softiommu::Machine::default()).unwrap());
+    MACHINE.call_once(|| {
+        softiommu::install(softiommu::Machine::with(softiommu::Model::Mock)).unwrap()
+    });
     Arc::new(IommuFd::new().unwrap())
 }
 

@@ -63,6 +63,15 @@ commands! {
     VFIO_GET_API_VERSION = vfio(0);
     VFIO_CHECK_EXTENSION = vfio(1);
     VFIO_SET_IOMMU = vfio(2);
+    VFIO_DEVICE_GET_INFO = vfio(7);
+    VFIO_DEVICE_GET_REGION_INFO = vfio(8);
+    VFIO_DEVICE_GET_IRQ_INFO = vfio(9);
+    VFIO_DEVICE_SET_IRQS = vfio(10);
+    VFIO_DEVICE_RESET = vfio(11);
+    VFIO_DEVICE_FEATURE = vfio(17);
+    VFIO_DEVICE_BIND_IOMMUFD = vfio(18);
+    VFIO_DEVICE_ATTACH_IOMMUFD_PT = vfio(19);
+    VFIO_DEVICE_DETACH_IOMMUFD_PT = vfio(20);
     VFIO_IOMMU_GET_INFO = vfio(12);
     VFIO_IOMMU_MAP_DMA = vfio(13);
     VFIO_IOMMU_UNMAP_DMA = vfio(14);

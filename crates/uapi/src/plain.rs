@@ -78,6 +78,10 @@ plain! {
     i::iommu_hwpt_set_dirty_tracking: 16 [size, flags, hwpt_id, __reserved];
     i::iommu_hwpt_get_dirty_bitmap: 48 [size, hwpt_id, flags, __reserved, iova, length, page_size, data];
     i::iommu_hwpt_invalidate: 32 [size, hwpt_id, data_uptr, data_type, entry_len, entry_num, __reserved];
+    i::iommu_hwpt_arm_smmuv3: 16 [ste];
+    i::iommu_hw_info_arm_smmuv3: 40 [flags, __reserved, idr, iidr, aidr];
+    i::iommu_viommu_arm_smmuv3_invalidate: 16 [cmd];
+    i::iommu_vevent_arm_smmuv3: 32 [evt];
     i::iommu_hwpt_pgfault: 40 [flags, dev_id, pasid, grpid, perm, __reserved, addr, length, cookie];
     i::iommu_hwpt_page_response: 8 [cookie, code];
     i::iommu_fault_alloc: 16 [size, flags, out_fault_id, out_fault_fd];
@@ -88,6 +92,12 @@ plain! {
     i::iommu_veventq_alloc: 32 [size, flags, viommu_id, type_, veventq_depth, out_veventq_id, out_veventq_fd, __reserved];
     i::iommu_hw_queue_alloc: 40 [size, flags, viommu_id, type_, index, out_hw_queue_id, nesting_parent_iova, length];
     extra::iommu_ioas_noiommu_get_pa: 40 [size, flags, ioas_id, __reserved, iova, length, out_phys];
+    extra::vfio_device_bind_iommufd: 24 [argsz, flags, iommufd, out_devid, token_uuid_ptr];
+    extra::vfio_device_attach_iommufd_pt: 16 [argsz, flags, pt_id, pasid];
+    extra::vfio_device_detach_iommufd_pt: 12 [argsz, flags, pasid];
+    v::vfio_device_info: 24 [argsz, flags, num_regions, num_irqs, cap_offset, pad];
+    v::vfio_region_info: 32 [argsz, flags, index, cap_offset, size, offset];
+    v::vfio_irq_info: 16 [argsz, flags, index, count];
     v::vfio_info_cap_header: 8 [id, version, next];
     v::vfio_iommu_type1_info: 24 [argsz, flags, iova_pgsizes, cap_offset, pad];
     v::vfio_iommu_type1_dma_map: 32 [argsz, flags, vaddr, iova, size];
@@ -102,6 +112,15 @@ plain! {
     t::iommu_viommu_invalidate_selftest: 12 [flags, vdev_id, cache_id];
     t::iommu_viommu_event_selftest: 4 [virt_id];
 }
+
+// Structs that end in data of any length in C: here without it, and so under names that C does not have.
+
+// SAFETY: a repr(C) struct of five words.
+unsafe impl Plain for extra::vfio_irq_set_header {}
+const _: () = assert!(size_of::<extra::vfio_irq_set_header>() == 20);
+// SAFETY: a repr(C) struct of two words.
+unsafe impl Plain for extra::vfio_device_feature_header {}
+const _: () = assert!(size_of::<extra::vfio_device_feature_header>() == 8);
 
 #[cfg(test)]
 mod tests {

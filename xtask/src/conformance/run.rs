@@ -139,7 +139,8 @@ pub(crate) fn build_runner() -> Result<Vec<String>> {
     let softiommu = workspace.join(target).join("release/softiommu");
     let softiommu = softiommu.to_string_lossy().into_owned();
     // Not every machine's root may do all that the suites need.
-    let run = ["run", "--fault-injection", "--grant", "sys-resource", "--"].map(str::to_owned);
+    let run = "run --iommu mock --fault-injection --grant sys-resource --";
+    let run = run.split(' ').map(str::to_owned);
     Ok([softiommu].into_iter().chain(run).collect())
 }
 

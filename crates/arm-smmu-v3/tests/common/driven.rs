@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arm_smmu_v3::{Domain, Options, Prot, Smmu, Stage};
+use arm_smmu_v3::{Domain, Options, Prot, Smmu, Stage, StreamOptions};
 use smmuv3::{Refused, Requester, Transaction};
 
 use crate::common::{Bus, Model, Ram, machine};
@@ -90,4 +90,9 @@ pub fn with_page(smmu: &Driver, stage: Stage, at: u64, output: u64) -> Paging {
     let domain = Domain::new(smmu, stage, false).unwrap();
     map(&domain, at..at + 0x1_0000, output, RW);
     domain
+}
+
+/// A stream with PASIDs of so many bits, and nothing else.
+pub fn plain(pasid_bits: u8) -> StreamOptions {
+    StreamOptions { pasid_bits, ..StreamOptions::default() }
 }

@@ -221,7 +221,15 @@ pub fn machine_with(
     options: smmuv3::Options,
     devices: impl smmuv3::Devices + 'static,
 ) -> (Bus, Arc<Ram>) {
+    wired_machine(options, (), devices)
+}
+
+pub fn wired_machine(
+    options: smmuv3::Options,
+    wires: impl smmuv3::Interrupts + 'static,
+    devices: impl smmuv3::Devices + 'static,
+) -> (Bus, Arc<Ram>) {
     let ram = Ram::new(RAM_SIZE);
-    let model = smmuv3::Smmu::new(options, ram.clone(), (), devices).expect("valid options");
+    let model = smmuv3::Smmu::new(options, ram.clone(), wires, devices).expect("valid options");
     (Bus::new(model), ram)
 }

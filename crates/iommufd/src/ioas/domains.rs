@@ -12,12 +12,13 @@ use crate::error::fallible;
 use crate::{Error, Id};
 
 impl Ioas {
-    /// Maps every area in a domain that is new to this IOAS, or changes nothing.
+    /// Maps every area in a domain that is new to this IOAS, or changes nothing. No area may lie in `window`.
     pub(crate) fn add_domain(
         &mut self,
         table: &mut PagesTable,
         hwpt: Id,
         domain: Arc<dyn PagingDomain>,
+        window: Option<(u64, u64)>,
     ) -> Result<(), Error> {
         let geometry = domain.geometry();
         let alignment = geometry.min_page().max(self.alignment);
@@ -31,6 +32,7 @@ impl Ioas {
         let result = below
             .into_iter()
             .chain(above)
+            .chain(window)
             .try_for_each(|(first, last)| self.reserve(first, last, by))
             .and_then(|()| self.fill_domain(table, domain.as_ref()));
         if let Err(error) = result {

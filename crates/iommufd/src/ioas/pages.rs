@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use host::{Access, MemoryFile, Mm, PAGE_SIZE, PhysMemory, PhysRun, User};
+use host::{Access, KernelFile, Mm, PAGE_SIZE, PhysMemory, PhysRun, User};
 use slab::Slab;
 
 use super::pins::PinnedParts;
@@ -101,7 +101,7 @@ pub(crate) enum Source {
 }
 
 pub(crate) struct FileSource {
-    pub(crate) file: Arc<dyn MemoryFile>,
+    pub(crate) file: Arc<dyn KernelFile>,
     pub(crate) start: u64,
 }
 

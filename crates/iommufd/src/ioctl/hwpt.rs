@@ -32,12 +32,14 @@ pub(super) fn alloc(context: &Context, command: &Command<'_>) -> Result<(), Erro
         |state| {
             let object = state.alloc_hwpt(&request)?;
             let join = match &object {
-                Object::HwptPaging(hwpt) => Some((hwpt.ioas, hwpt.domain.clone())),
+                Object::HwptPaging(hwpt) => {
+                    Some((hwpt.ioas, hwpt.domain.clone(), hwpt.sw_msi.window()))
+                }
                 _ => None,
             };
             let id = state.reserve(object)?;
             let joined = match join {
-                Some((ioas, domain)) => state.join_ioas(id, ioas, domain),
+                Some((ioas, domain, window)) => state.join_ioas(id, ioas, domain, window),
                 None => Ok(()),
             };
             let result = joined.and_then(|()| state.check_fault(&request));

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use smmuv3::{AtsError, AtsRequest, AtsTranslation, Options, Refused, Transaction, Translation};
+use smmuv3::{
+    AtsError, AtsRequest, AtsTranslation, Options, Refused, Stale, StaleCache, Transaction,
+    Translation,
+};
 
 use super::dice::Dice;
 use super::live::{Invalidation, Issued, invalidation};
@@ -115,6 +118,14 @@ impl Duel {
             updated: false,
             history: Vec::new(),
         }
+    }
+
+    /// The same with the checker for stale translations, which is to report none: the software of these worlds
+    /// invalidates what it must, before the next transaction.
+    pub(crate) fn checked(options: &Options) -> Self {
+        let duel = Self::new(options);
+        duel.rig.check_stale();
+        duel
     }
 
     /// One world and its transactions; `only` one of them, if that is asked for.
@@ -265,6 +276,11 @@ impl Duel {
         probe: u64,
     ) -> Result<(), Box<Difference>> {
         let mut outcome = self.attempt(plan, kind, incoming, probe);
+        // Hardware updates may change a word that is more than one descriptor; and nobody invalidates ATCs here.
+        let accused = |stale: &Stale| stale.cache != StaleCache::Atc && !self.updated;
+        if let Some(stale) = self.rig.stale().into_iter().find(accused) {
+            panic!("{stale}\n{}\nseed {:#x}", stale.explanation, plan.seed);
+        }
         if outcome.is_err() && self.updated {
             self.flush();
             outcome = self.attempt(plan, kind, incoming, probe);

@@ -1,11 +1,11 @@
 //! The model under test, driven as software and devices do: registers, queues, transactions.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use smmuv3::wire::Event;
 use smmuv3::{
-    AtsError, AtsRequest, AtsTranslation, Explanation, Options, Refused, Requester, Smmu,
-    Transaction, Translation,
+    AtsError, AtsRequest, AtsTranslation, Explanation, Options, Refused, Requester, Smmu, Stale,
+    StaleRule, Transaction, Translation,
 };
 
 use super::plan::{Plan, QUEUES};
@@ -56,6 +56,7 @@ pub(crate) struct Rig {
     pub(crate) registers: Registers,
     commands: u32,
     events: u32,
+    stale: Arc<Mutex<Vec<Stale>>>,
 }
 
 impl Rig {
@@ -71,7 +72,31 @@ impl Rig {
         smmu.write32(CR0, CMDQEN | EVENTQEN);
         let requester = smmu.requester();
         let registers = Registers::default();
-        Self { smmu, requester, ram, features, registers, commands: 0, events: 0 }
+        Self {
+            smmu,
+            requester,
+            ram,
+            features,
+            registers,
+            commands: 0,
+            events: 0,
+            stale: Arc::default(),
+        }
+    }
+
+    /// Turns on the checker for stale translations.
+    pub(crate) fn check_stale(&self) {
+        let sink = self.stale.clone();
+        self.smmu
+            .check_stale(StaleRule::Use, move |stale: &Stale| {
+                sink.lock().unwrap().push(stale.clone());
+            })
+            .expect("it was off");
+    }
+
+    /// What it has reported since the last call.
+    pub(crate) fn stale(&self) -> Vec<Stale> {
+        std::mem::take(&mut self.stale.lock().unwrap())
     }
 
     /// Stops the SMMU, changes the world, starts again with empty caches.

@@ -1,0 +1,166 @@
+//! Devices that keep translations: when they get them, when they must forget them, and what becomes of one that does not
+//! answer.
+
+mod common;
+#[path = "common/guest.rs"]
+mod guest;
+
+use std::sync::Arc;
+
+use arm_smmu_v3::{DeviceOptions, Error};
+use guest::{ANY, Atcs, Guest, Host, IPA, RW, Space, attach};
+use iommu::{Attachment, Capability, Device, Domain, PagingDomain, PagingFlags, Target};
+use smmuv3::{AtcInvalidate, AtsError, AtsRequest, Transaction};
+
+const SID: u32 = 5;
+
+fn ats() -> DeviceOptions {
+    DeviceOptions { ats: true, pasid_bits: 4, ..DeviceOptions::default() }
+}
+
+/// What the device is told of an address, if it may ask.
+fn ask(host: &Host, address: u64, substream_id: Option<u32>) -> Result<Option<u64>, AtsError> {
+    let request = AtsRequest {
+        stream_id: SID,
+        substream_id,
+        address,
+        no_write: true,
+        privileged: false,
+        execute: false,
+    };
+    let answer = host.bus.model.ats_request(&request)?;
+    Ok(answer.read.then_some(answer.address))
+}
+
+/// Whether the device may use an address that it says is translated.
+fn uses(host: &mut Host, address: u64) -> bool {
+    host.go(&Transaction { translated: true, ..Transaction::read(SID, address) }).is_some()
+}
+
+fn paging(device: &Device, flags: PagingFlags, pa: u64) -> Arc<dyn PagingDomain> {
+    let domain = device.driver().alloc_paging(device, flags, None).unwrap();
+    domain.map(0x10_0000, pa, 0x8000, RW, ANY).unwrap();
+    domain
+}
+
+#[test]
+fn a_device_gets_translations_where_a_domain_translates() {
+    let atcs = Arc::new(Atcs::default());
+    let mut host = Host::with(smmuv3::Options::everything(), atcs.clone());
+    let device = host.device(SID, ats());
+    assert!(device.driver().capable(&device, Capability::PciAts));
+    let asked = || std::mem::take(&mut *atcs.asked.lock().unwrap());
+    let at = 0x10_0000;
+    assert_eq!(
+        (ask(&host, at, None), uses(&mut host, 1 << 30)),
+        (Err(AtsError::UnsupportedRequest), false)
+    );
+    for flags in [PagingFlags::PASID, PagingFlags::NEST_PARENT] {
+        let domain = paging(&device, flags, 1 << 30);
+        attach(&device, Domain::Paging(domain.clone())).unwrap();
+        assert_eq!(ask(&host, at, None), Ok(Some(1 << 30)));
+        assert!(uses(&mut host, 1 << 30));
+        asked();
+        domain.unmap(at + 0x2000, 0x3000);
+        domain.sync();
+        let forgotten = asked();
+        assert_eq!(forgotten.len(), 1, "{forgotten:?}");
+        let AtcInvalidate { stream_id, substream_id, address, size_log2, .. } = forgotten[0];
+        assert_eq!((stream_id, substream_id, address, size_log2), (SID, None, at, 3));
+        assert_eq!(ask(&host, at + 0x2000, None), Ok(None));
+
+        // Elsewhere it must not use what it has from here.
+        attach(&device, Domain::Paging(paging(&device, flags, 2 << 30))).unwrap();
+        assert!(asked().iter().any(|all| all.size_log2 == 52 && all.substream_id.is_none()));
+        domain.unmap(at, 0x2000);
+        domain.sync();
+        assert_eq!(asked(), [], "no longer its domain");
+        device.group().detach(Target::Rid);
+        assert!(!uses(&mut host, 2 << 30));
+    }
+    let own = paging(&device, PagingFlags::PASID, 3 << 30);
+    let attachment = Attachment { domain: Domain::Paging(own.clone()), faults: None };
+    device.group().attach(Target::Pasid(2), attachment).unwrap();
+    assert_eq!(ask(&host, at, Some(2)), Ok(Some(3 << 30)));
+    asked();
+    own.unmap(at, 0x8000);
+    own.sync();
+    assert_eq!(asked().iter().map(|one| one.substream_id).collect::<Vec<_>>(), [Some(2)]);
+}
+
+#[test]
+fn ats_is_for_those_who_say_that_they_use_it() {
+    let mut host = Host::new(smmuv3::Options::everything());
+    let device = host.device(SID, DeviceOptions::default());
+    assert!(!device.driver().capable(&device, Capability::PciAts));
+    attach(&device, Domain::Paging(paging(&device, PagingFlags::empty(), 1 << 30))).unwrap();
+    assert_eq!(ask(&host, 0x10_0000, None), Err(AtsError::UnsupportedRequest));
+    assert!(!uses(&mut host, 1 << 30));
+
+    let without = Host::new(smmuv3::Options::minimal());
+    let group = iommu::Group::new();
+    let options = DeviceOptions { ats: true, ..DeviceOptions::default() };
+    let refused = without.driver.add_device("device", 1, options, &group).map(drop).unwrap_err();
+    assert!(matches!(refused, Error::Unsupported(_)));
+}
+
+#[test]
+fn a_guest_decides_on_ats_and_the_host_has_all_forgotten() {
+    let atcs = Arc::new(Atcs::default());
+    let mut host = Host::with(smmuv3::Options::everything(), atcs.clone());
+    let device = host.device(SID, ats());
+    let guest = Guest::new(&host, &device, 0);
+    let cds = guest.ram.alloc(6);
+    let mut space = Space::new(&guest.ram, 1);
+    let va = 0x7000_0000;
+    space.map(va..va + 0x1000, IPA + 0x3_0000);
+    guest.ram.write(cds, &space.cd().0);
+    guest.viommu.add_device(&device, 1).unwrap();
+    attach(&device, guest.nested(&device, Guest::ste(cds)).unwrap()).unwrap();
+    assert_eq!(ask(&host, va, None), Err(AtsError::UnsupportedRequest));
+    let with = guest.nested(&device, Guest::ste(cds).with_eats(1)).unwrap();
+    attach(&device, with).unwrap();
+    assert_eq!(ask(&host, va, None), Ok(Some(guest.ram.pa + 0x3_0000)));
+    atcs.asked.lock().unwrap().clear();
+    guest.parent.unmap(IPA, 0x4_0000);
+    guest.parent.sync();
+    let asked = atcs.asked.lock().unwrap().clone();
+    assert!(
+        matches!(asked[..], [AtcInvalidate { stream_id: SID, size_log2: 52, .. }]),
+        "{asked:?}"
+    );
+    assert_eq!(ask(&host, va, None).ok().flatten(), None);
+    attach(&device, guest.nested(&device, Guest::ste(cds)).unwrap()).unwrap();
+    assert!(!uses(&mut host, guest.ram.pa));
+}
+
+#[test]
+fn a_device_that_does_not_answer_is_on_its_own() {
+    let atcs = Arc::new(Atcs::default());
+    let mut host = Host::with(smmuv3::Options::everything(), atcs.clone());
+    let device = host.device(SID, ats());
+    let other = host.device(SID + 1, ats());
+    let domain = paging(&device, PagingFlags::empty(), 1 << 30);
+    for device in [&device, &other] {
+        attach(device, Domain::Paging(domain.clone())).unwrap();
+    }
+    assert_eq!(ask(&host, 0x10_0000, None), Ok(Some(1 << 30)));
+    *atcs.deaf.lock().unwrap() = Some(SID);
+    domain.unmap(0x10_0000, 0x1000);
+    domain.sync();
+    // It may have kept the page: it reaches nothing by what it says is translated. All else goes on.
+    assert!(!uses(&mut host, 1 << 30));
+    assert!(ask(&host, 0x10_1000, None).is_err());
+    assert_eq!(host.read(SID, 0x10_1000), Some((1 << 30) + 0x1000));
+    assert_eq!(host.read(SID + 1, 0x10_1000), Some((1 << 30) + 0x1000));
+    let translated = Transaction { translated: true, ..Transaction::read(SID + 1, 1 << 30) };
+    assert!(host.go(&translated).is_some());
+    // For whatever it is attached to, until it is replaced by another device.
+    *atcs.deaf.lock().unwrap() = None;
+    attach(&device, Domain::Paging(paging(&device, PagingFlags::NEST_PARENT, 2 << 30))).unwrap();
+    assert!(ask(&host, 0x10_0000, None).is_err());
+    drop(device);
+    let device = host.device(SID, ats());
+    attach(&device, Domain::Paging(domain)).unwrap();
+    assert_eq!(ask(&host, 0x10_1000, None), Ok(Some((1 << 30) + 0x1000)));
+}

@@ -1,0 +1,12 @@
+//! Emulated PCI devices, real enough for stock drivers. All DMA and every interrupt goes through the device's
+//! [`vfio::Bus`], and so through the IOMMU.
+//!
+//! | device | what it is |
+//! |---|---|
+//! | [`Ioat`] | the DMA engine of Intel's servers (CB3): copies memory |
+#![forbid(unsafe_code)]
+
+mod ioat;
+mod worker;
+
+pub use ioat::Ioat;

@@ -1,0 +1,285 @@
+//! Devices of a machine under iommufd: what reaches memory, what reaches a doorbell.
+
+use std::cell::RefCell;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use host::{Errno, File, Mm};
+use host_fake::{BASE, FakeHost, FakeTask};
+use iommu::{Device, Doorbells, Group, Target};
+use iommufd::{Context, Iommufd};
+use platform::{Access, DeviceOptions, ItsDevice, Place, Platform, Port, Sink, Smmu};
+use uapi::iommufd as u;
+use uapi::{Plain, nr};
+
+const PAGES: u64 = 64;
+const ARG: u64 = BASE + (PAGES - 1) * 4096;
+const NEST_PARENT: u32 = u::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT;
+/// The window for doorbells that the driver reserves.
+const WINDOW: RangeInclusive<u64> = 0x800_0000..=0x80f_ffff;
+
+struct Machine {
+    host: Arc<FakeHost>,
+    task: FakeTask,
+    platform: Platform,
+    smmu: Arc<Smmu>,
+    context: Arc<Context>,
+    bound: RefCell<Vec<u32>>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // What VFIO does when its files are closed.
+        for id in self.bound.get_mut().drain(..) {
+            let _ = self.context.unbind(id);
+        }
+    }
+}
+
+impl Machine {
+    fn new() -> Self {
+        let host = FakeHost::new(PAGES as usize);
+        let spawn = |_: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::spawn(run);
+            Ok(())
+        };
+        let platform = Platform::new(host.clone(), Arc::new(spawn)).unwrap();
+        let options =
+            smmuv3::Options { sid_bits: 16, oas: 48, ds: false, ..smmuv3::Options::linux_host() };
+        let smmu = platform.add_smmu("smmu0", options).unwrap();
+        let node = Iommufd::new(host.clone(), 200, None).doorbells(platform.doorbells());
+        let context = node.context();
+        Self {
+            task: FakeTask::new(&host),
+            host,
+            platform,
+            smmu,
+            context,
+            bound: RefCell::default(),
+        }
+    }
+
+    fn device(&self, stream_id: u32) -> (Arc<Device>, Port) {
+        let group = Group::new();
+        let options = DeviceOptions::default();
+        let place = Place::Smmu { smmu: &self.smmu, stream_id, options, group: &group };
+        self.platform.add_device("device", &place).unwrap()
+    }
+
+    fn bind(&self, device: Arc<Device>) -> u32 {
+        let id = self.context.bind(device).unwrap();
+        self.bound.borrow_mut().push(id);
+        id
+    }
+
+    fn call<T: Plain>(&self, cmd: u32, arg: &mut T) -> Result<i32, Errno> {
+        self.host.copy_to_user(ARG, arg.as_bytes()).unwrap();
+        let result = self.context.ioctl(&self.task, cmd, ARG);
+        self.host.copy_from_user(ARG, arg.as_bytes_mut()).unwrap();
+        self.context.check_invariants().unwrap();
+        result
+    }
+
+    fn ioas(&self) -> u32 {
+        let mut cmd = u::iommu_ioas_alloc { size: 12, flags: 0, out_ioas_id: 0 };
+        self.call(nr::IOMMU_IOAS_ALLOC, &mut cmd).unwrap();
+        cmd.out_ioas_id
+    }
+
+    fn map(&self, ioas_id: u32, va: u64, iova: u64) -> Result<i32, Errno> {
+        let flags = u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE
+            | u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE
+            | u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
+        let mut cmd = u::iommu_ioas_map {
+            size: 40,
+            flags,
+            ioas_id,
+            __reserved: 0,
+            user_va: va,
+            length: 4096,
+            iova,
+        };
+        self.call(nr::IOMMU_IOAS_MAP, &mut cmd)
+    }
+
+    fn hwpt(&self, device: u32, ioas: u32, flags: u32) -> Result<u32, Errno> {
+        let mut cmd = u::iommu_hwpt_alloc { dev_id: device, pt_id: ioas, flags, ..Plain::zeroed() };
+        cmd.size = size_of_val(&cmd) as u32;
+        self.call(nr::IOMMU_HWPT_ALLOC, &mut cmd).map(|_| cmd.out_hwpt_id)
+    }
+}
+
+/// A device's table at the first controller, and the last event that arrived there.
+fn table(platform: &Platform, port: &Port) -> (ItsDevice, Arc<AtomicU32>) {
+    let table = platform.its().map_device(port.device_id(), 8).unwrap();
+    let last = Arc::new(AtomicU32::new(u32::MAX));
+    for event in 0..8 {
+        let last = last.clone();
+        let sink: Sink = Arc::new(move || last.store(event, Ordering::Relaxed));
+        assert!(table.set(event, Some(sink)));
+    }
+    (table, last)
+}
+
+#[test]
+fn dma_goes_where_the_ioas_says_and_nowhere_else() {
+    let machine = Machine::new();
+    let (device, port) = machine.device(0x10);
+    machine.host.copy_to_user(BASE, b"in memory").unwrap();
+    let mut data = [0; 9];
+    let id = machine.bind(device);
+    assert!(port.read(Access::at(BASE), &mut data).is_err(), "nothing is attached");
+    let ioas = machine.ioas();
+    machine.map(ioas, BASE, 0x4000_0000).unwrap();
+    machine.context.attach(id, Target::Rid, ioas).unwrap();
+    port.read(Access::at(0x4000_0000), &mut data).unwrap();
+    assert_eq!(&data, b"in memory");
+    port.write(Access::at(0x4000_0003), b"the device").unwrap();
+    let mut seen = [0; 13];
+    machine.host.copy_from_user(BASE, &mut seen).unwrap();
+    assert_eq!(&seen, b"in the device");
+    let error = port.write(Access::at(0x4000_0ffe), b"across").unwrap_err();
+    assert_eq!(error.to_string(), "the DMA at 0x40000ffe was aborted");
+    assert!(port.read(Access::at(BASE), &mut data).is_err(), "a physical address is no IOVA");
+    machine.context.unbind(id).unwrap();
+    assert!(port.read(Access::at(0x4000_0000), &mut data).is_err());
+}
+
+#[test]
+fn doorbells_are_there_from_the_beginning_of_each_domain() {
+    let machine = Machine::new();
+    let (device, port) = machine.device(0x10);
+    let (_table, last) = table(&machine.platform, &port);
+    let its = machine.platform.its();
+    // On identity the doorbell is where it is.
+    port.message(its.translater(), 1).unwrap();
+    assert_eq!(last.load(Ordering::Relaxed), 1);
+    let id = machine.bind(device);
+    let blocked = machine.context.prepare_msi(id, its.frame()).unwrap_err();
+    assert_eq!(blocked.errno(), Errno::OPNOTSUPP);
+    assert!(port.message(its.translater(), 2).is_err(), "blocked");
+    let ioas = machine.ioas();
+    for flags in [0, NEST_PARENT] {
+        let hwpt = machine.hwpt(id, ioas, flags).unwrap();
+        let domain = machine.context.paging_domain(hwpt).unwrap();
+        assert_eq!(
+            domain.iova_to_phys(*WINDOW.start()),
+            Some(its.frame()),
+            "before it is attached"
+        );
+        machine.context.attach(id, Target::Rid, hwpt).unwrap();
+        let frame = machine.context.prepare_msi(id, its.frame()).unwrap();
+        assert_eq!(frame, *WINDOW.start());
+        port.message(frame + (its.translater() - its.frame()), 3 + flags).unwrap();
+        assert_eq!(last.load(Ordering::Relaxed), 3 + flags);
+        assert!(port.message(its.translater(), 7).is_err(), "not by its physical address");
+        assert!(port.write(Access::at(frame), &[0; 4]).is_err(), "the frame has one register");
+        assert!(port.read(Access::at(frame + 0x40), &mut [0; 4]).is_err(), "which is not read");
+        machine.context.detach(id, Target::Rid);
+        machine.context.destroy(hwpt).unwrap();
+    }
+    assert_eq!(its.dropped(), 0);
+}
+
+#[test]
+fn the_window_is_nobody_s_memory() {
+    let machine = Machine::new();
+    let (device, _port) = machine.device(0x10);
+    let id = machine.bind(device);
+    let ioas = machine.ioas();
+    machine.map(ioas, BASE, *WINDOW.end() - 0xfff).unwrap();
+    assert_eq!(machine.hwpt(id, ioas, 0), Err(Errno::ADDRINUSE));
+    let ioas = machine.ioas();
+    machine.hwpt(id, ioas, 0).unwrap();
+    assert_eq!(machine.map(ioas, BASE, *WINDOW.start()), Err(Errno::INVAL));
+    machine.map(ioas, BASE, *WINDOW.end() + 1).unwrap();
+}
+
+#[test]
+fn a_doorbell_that_comes_later_is_mapped_when_it_is_needed() {
+    let machine = Machine::new();
+    let (device, port) = machine.device(0x10);
+    let id = machine.bind(device);
+    let ioas = machine.ioas();
+    let [first, second] = [0, 0].map(|flags| machine.hwpt(id, ioas, flags).unwrap());
+    machine.context.attach(id, Target::Rid, first).unwrap();
+    let its = machine.platform.add_its().unwrap();
+    let table = its.map_device(port.device_id(), 1).unwrap();
+    let rung = Arc::new(AtomicU32::new(0));
+    let sink = rung.clone();
+    let sink: Sink = Arc::new(move || {
+        sink.fetch_add(1, Ordering::Relaxed);
+    });
+    table.set(0, Some(sink));
+    let at = WINDOW.start() + 4096 + 0x40;
+    assert!(port.message(at, 0).is_err(), "nobody asked for it");
+    assert_eq!(machine.context.prepare_msi(id, its.frame()).unwrap(), at - 0x40);
+    port.message(at, 0).unwrap();
+    // A domain that the device moves to has what it needs before it does.
+    machine.context.replace(id, Target::Rid, second).unwrap();
+    port.message(at, 0).unwrap();
+    assert_eq!(rung.load(Ordering::Relaxed), 2);
+    let unknown = machine.context.prepare_msi(id, 0x1234_0000).unwrap_err();
+    assert_eq!(unknown.errno(), Errno::NODEV);
+}
+
+#[test]
+fn doorbells_run_out() {
+    let machine = Machine::new();
+    for _ in 1..Doorbells::MAX {
+        machine.platform.add_its().unwrap();
+    }
+    assert!(machine.platform.add_its().is_err());
+    let (device, _port) = machine.device(0x10);
+    let id = machine.bind(device);
+    let ioas = machine.ioas();
+    let hwpt = machine.context.attach(id, Target::Rid, ioas).unwrap();
+    let domain = machine.context.paging_domain(hwpt).unwrap();
+    let last = WINDOW.start() + 63 * 4096;
+    let frame = *machine.platform.doorbells().frames().last().unwrap();
+    assert_eq!(domain.iova_to_phys(last), Some(frame));
+    assert_eq!(machine.context.prepare_msi(id, frame).unwrap(), last);
+}
+
+#[test]
+fn many_prepare_at_once() {
+    let machine = Machine::new();
+    let devices: Vec<_> = (0..4).map(|n| machine.device(0x10 + n)).collect();
+    let ioas = machine.ioas();
+    let ids: Vec<_> = devices
+        .iter()
+        .map(|(device, _)| {
+            let id = machine.bind(device.clone());
+            machine.context.attach(id, Target::Rid, ioas).unwrap();
+            id
+        })
+        .collect();
+    let later: Vec<_> = (0..8).map(|_| machine.platform.add_its().unwrap().frame()).collect();
+    let iovas: Vec<Vec<u64>> = std::thread::scope(|scope| {
+        let prepare = |id: u32| {
+            let (context, later) = (&machine.context, &later);
+            scope.spawn(move || {
+                later.iter().map(|frame| context.prepare_msi(id, *frame).unwrap()).collect()
+            })
+        };
+        let threads: Vec<_> = ids.iter().map(|id| prepare(*id)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(iovas.iter().all(|own| *own == iovas[0]), "the same for all of a domain");
+    machine.context.check_invariants().unwrap();
+}
+
+#[test]
+fn a_failed_preparation_leaves_nothing_and_can_be_repeated() {
+    let machine = Machine::new();
+    let (device, _port) = machine.device(0x10);
+    let id = machine.bind(device);
+    let ioas = machine.ioas();
+    machine.context.attach(id, Target::Rid, ioas).unwrap();
+    let frame = machine.platform.add_its().unwrap().frame();
+    host::fail::set_nth(1);
+    let error = machine.context.prepare_msi(id, frame).unwrap_err();
+    assert_eq!(error.errno(), Errno::NOMEM);
+    assert_eq!(machine.context.prepare_msi(id, frame).unwrap(), WINDOW.start() + 4096);
+}

@@ -1,0 +1,120 @@
+//! What a machine file must say beyond its syntax.
+
+use std::collections::HashMap;
+
+use crate::{Behind, Device, Iommu, Machine, Model};
+
+/// Bits of physical address that the machine's memory needs.
+const PHYS_BITS: u8 = 48;
+
+impl Machine {
+    /// Whether there can be such a machine; if not, what to write instead.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.iommus.is_empty() {
+            return Err("there is no IOMMU: add an [[iommu]] section with a model".to_owned());
+        }
+        if let Some(name) = twice(self.iommus.iter().map(|iommu| &iommu.name)) {
+            return Err(format!(
+                "two IOMMUs are called `{name}`: give each [[iommu]] section its own name"
+            ));
+        }
+        if let Some(name) = twice(self.devices.iter().map(|device| &device.name)) {
+            return Err(format!(
+                "two devices are called `{name}`: give each [[device]] section its own name"
+            ));
+        }
+        let mocks = self.iommus.iter().filter(|iommu| iommu.model == Model::Mock).count();
+        if mocks > 0 && self.iommus.len() > 1 {
+            return Err("the mock IOMMU works alone: leave one [[iommu]] section".to_owned());
+        }
+        self.iommus.iter().try_for_each(check_iommu)?;
+        self.devices.iter().try_for_each(|device| self.check_device(device))?;
+        let mut groups = HashMap::new();
+        for device in &self.devices {
+            let Some(group) = &device.group else { continue };
+            let (other, behind) = groups.entry(group).or_insert((&device.name, &device.iommu));
+            if **behind != device.iommu {
+                return Err(format!(
+                    "`{other}` and `{}` are in the group `{group}`, but behind different IOMMUs",
+                    device.name
+                ));
+            }
+        }
+        let mut streams = HashMap::new();
+        for device in &self.devices {
+            let Some(id) = device.stream_id else { continue };
+            if let Some(other) =
+                streams.insert((String::from(device.iommu.clone()), id), &device.name)
+            {
+                return Err(format!("`{other}` and `{}` both have stream-id {id}", device.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_device(&self, device: &Device) -> Result<(), String> {
+        let name = &device.name;
+        let Behind::Iommu(behind) = &device.iommu else {
+            let key = match device {
+                Device { stream_id: Some(_), .. } => "stream-id",
+                Device { group: Some(_), .. } => "group",
+                Device { pasid_bits: 1.., .. } => "pasid-bits",
+                _ => return Ok(()),
+            };
+            return Err(format!("the device `{name}` is behind no IOMMU: leave out {key}"));
+        };
+        let Some(iommu) = self.iommu(behind) else {
+            let names: Vec<_> =
+                self.iommus.iter().map(|iommu| format!("`{}`", iommu.name)).collect();
+            return Err(format!(
+                "the device `{name}` is behind `{behind}`, which there is not: write {} or \"none\"",
+                names.join(", ")
+            ));
+        };
+        let Some(options) = iommu.model.smmuv3(&iommu.options) else {
+            return Err(format!(
+                "the device `{name}` is behind `{behind}`, the mock IOMMU, whose users make devices of their own: write \"none\""
+            ));
+        };
+        let most = (1_u64 << options.sid_bits) - 1;
+        if let Some(id) = device.stream_id.filter(|id| u64::from(*id) > most) {
+            return Err(format!(
+                "the device `{name}` has stream-id {id}: `{behind}` has 0 to {most}"
+            ));
+        }
+        if device.pasid_bits > options.ssid_bits {
+            return Err(format!(
+                "the device `{name}` has pasid-bits {}: `{behind}` has at most {}",
+                device.pasid_bits, options.ssid_bits
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn check_iommu(iommu: &Iommu) -> Result<(), String> {
+    let name = &iommu.name;
+    let Some(options) = iommu.model.smmuv3(&iommu.options) else {
+        return if iommu.options.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("`{name}` is the mock IOMMU, which has no options: leave them out"))
+        };
+    };
+    if options.oas != PHYS_BITS {
+        return Err(format!(
+            "`{name}` has oas {}: addresses of this machine's memory have {PHYS_BITS} bits",
+            options.oas
+        ));
+    }
+    if !options.gran4k {
+        return Err(format!("`{name}` has no 4 KiB granule: pages of this machine have 4 KiB"));
+    }
+    options.check().map_err(|error| format!("there is no SMMUv3 like `{name}`: {error}"))
+}
+
+/// A name that occurs more than once.
+fn twice<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'a String> {
+    let mut seen = std::collections::HashSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
+}

@@ -1,0 +1,212 @@
+//! A device of the default machine, driven as a program does that knows nothing of us: `/dev/iommu` through a client
+//! crate, the VFIO cdev through the C library.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use iommufd_ioctls::{IommuFd, IommufdIoas};
+
+const DEVICE_GET_INFO: u64 = 0x3b6b;
+const DEVICE_GET_REGION_INFO: u64 = 0x3b6c;
+const DEVICE_GET_IRQ_INFO: u64 = 0x3b6d;
+const DEVICE_SET_IRQS: u64 = 0x3b6e;
+const DEVICE_RESET: u64 = 0x3b6f;
+const DEVICE_FEATURE: u64 = 0x3b75;
+const BIND: u64 = 0x3b76;
+const ATTACH: u64 = 0x3b77;
+const DETACH: u64 = 0x3b78;
+
+const CONFIG: u64 = 7 << 40;
+const CHANNEL: u64 = 0x80;
+const IOVA: u64 = 0x4000_0000;
+
+fn install() {
+    static MACHINE: std::sync::Once = std::sync::Once::new();
+    // Tests of one process share the machine, and each wants a device.
+    let machine = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n".to_owned()
+        + &(0..4)
+            .map(|n| format!("[[device]]\nname = \"d{n}\"\nmodel = \"ioat\"\niommu = \"s\"\n"))
+            .collect::<String>();
+    let machine = softiommu::Machine::from_toml(&machine).unwrap();
+    MACHINE.call_once(|| softiommu::install(machine).unwrap());
+}
+
+fn ioctl<const N: usize>(fd: &impl AsRawFd, cmd: u64, words: &mut [u32; N]) -> Result<(), i32> {
+    // SAFETY: the calls below give structs of as many words as their first says.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), cmd, words.as_mut_ptr()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
+    }
+}
+
+/// A DMA engine, bound and attached to an IOAS that maps 1 MiB of memory at `IOVA`.
+struct Engine {
+    device: File,
+    id: u32,
+    ioas: IommufdIoas,
+    ram: File,
+}
+
+fn open(n: u32) -> File {
+    install();
+    File::options().read(true).write(true).open(format!("/dev/vfio/devices/vfio{n}")).unwrap()
+}
+
+fn bind(device: &File, iommufd: RawFd) -> Result<u32, i32> {
+    let mut bind = [16, 0, iommufd as u32, 0];
+    ioctl(device, BIND, &mut bind).map(|()| bind[3])
+}
+
+impl Engine {
+    fn new(n: u32) -> Self {
+        let device = open(n);
+        let iommu = Arc::new(IommuFd::new().unwrap());
+        let id = bind(&device, iommu.as_raw_fd()).unwrap();
+        let ioas = IommufdIoas::new(iommu).unwrap();
+        // SAFETY: a plain system call with a C string; the descriptor is ours.
+        let ram =
+            unsafe { File::from_raw_fd(libc::memfd_create(c"ram".as_ptr(), libc::MFD_CLOEXEC)) };
+        ram.set_len(1 << 20).unwrap();
+        ioas.map_file(ram.as_raw_fd(), 0, 1 << 20, IOVA, true).unwrap();
+        ioctl(&device, ATTACH, &mut [12, 0, ioas.id()]).unwrap();
+        // Memory space, bus master.
+        device.write_at(&[0b110, 0], CONFIG + 4).unwrap();
+        Self { device, id, ioas, ram }
+    }
+
+    fn put(&self, offset: u64, bytes: &[u8]) {
+        self.ram.write_all_at(bytes, offset).unwrap();
+    }
+
+    fn get<const N: usize>(&self, offset: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.ram.read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+
+    fn status(&self) -> u64 {
+        let mut status = [0; 8];
+        self.device.read_exact_at(&mut status, CHANNEL + 8).unwrap();
+        u64::from_le_bytes(status) & 7
+    }
+
+    /// One copy, with a descriptor at the beginning of the memory; how it ended.
+    fn copy(&self, from: u64, to: u64, len: u32, interrupt: bool) -> u64 {
+        let mut descriptor = [0u64; 8];
+        descriptor[..4].copy_from_slice(&[
+            u64::from(len) | u64::from(interrupt) << 32,
+            from,
+            to,
+            IOVA,
+        ]);
+        self.put(0, &descriptor.map(u64::to_le_bytes).concat());
+        self.device.write_all_at(&[0x20], CHANNEL + 4).unwrap();
+        self.device.write_all_at(&[0x08], 3).unwrap();
+        self.device.write_all_at(&IOVA.to_le_bytes(), CHANNEL + 0x10).unwrap();
+        self.device.write_all_at(&1u16.to_le_bytes(), CHANNEL).unwrap();
+        self.device.write_all_at(&1u16.to_le_bytes(), CHANNEL + 6).unwrap();
+        while self.status() == 0 {
+            std::thread::yield_now();
+        }
+        self.status()
+    }
+}
+
+const DONE: u64 = 1;
+const HALTED: u64 = 3;
+
+#[test]
+fn a_copy_goes_through_the_iommu() {
+    let engine = Engine::new(0);
+    assert!(engine.id > 0);
+    engine.put(0x8000, b"from one page to another");
+    assert_eq!(engine.copy(IOVA + 0x8000, IOVA + 0xfff0, 24, false), DONE);
+    assert_eq!(&engine.get(0xfff0), b"from one page to another");
+    // What is not mapped any more is not reached.
+    engine.ioas.unmap(IOVA, 1 << 20).unwrap();
+    engine.ioas.map_file(engine.ram.as_raw_fd(), 0, 1 << 12, IOVA, true).unwrap();
+    assert_eq!(engine.copy(IOVA + 0x8000, IOVA + 64, 24, false), HALTED);
+    let mut error = [0; 4];
+    engine.device.read_exact_at(&mut error, CHANNEL + 0x28).unwrap();
+    assert_eq!(u32::from_le_bytes(error), 1 << 8, "reading the source");
+    // Nor is anything once it is detached.
+    ioctl(&engine.device, DETACH, &mut [8, 0]).unwrap();
+    assert_eq!(engine.copy(IOVA, IOVA + 64, 8, false), HALTED);
+}
+
+#[test]
+fn a_message_signals_its_eventfd() {
+    let engine = Engine::new(1);
+    // SAFETY: a plain system call; the descriptor is ours.
+    let mut event =
+        unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) };
+    // MSI-X, one eventfd, trigger.
+    let mut set = [24, 1 << 2 | 1 << 5, 2, 0, 1, event.as_raw_fd() as u32];
+    ioctl(&engine.device, DEVICE_SET_IRQS, &mut set).unwrap();
+    assert_eq!(engine.copy(IOVA + 0x1000, IOVA + 0x2000, 8, true), DONE);
+    let mut count = [0; 8];
+    // The message comes after the status that was waited for.
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd.
+    assert_eq!(unsafe { libc::poll(&raw mut poll, 1, -1) }, 1);
+    std::io::Read::read_exact(&mut event, &mut count).unwrap();
+    assert_eq!(u64::from_ne_bytes(count), 1);
+    // By software, with a byte for each.
+    let mut trigger = [21, 1 << 1 | 1 << 5, 2, 0, 1, 1];
+    ioctl(&engine.device, DEVICE_SET_IRQS, &mut trigger).unwrap();
+    std::io::Read::read_exact(&mut event, &mut count).unwrap();
+    // Off: neither.
+    ioctl(&engine.device, DEVICE_SET_IRQS, &mut [20, 1 | 1 << 5, 2, 0, 0]).unwrap();
+    assert_eq!(engine.copy(IOVA + 0x1000, IOVA + 0x2000, 8, true), DONE);
+    assert_eq!(ioctl(&engine.device, DEVICE_SET_IRQS, &mut trigger), Err(libc::EINVAL));
+    assert!(std::io::Read::read_exact(&mut event, &mut count).is_err());
+    let mut no_eventfd = [24, 1 << 2 | 1 << 5, 2, 0, 1, engine.ram.as_raw_fd() as u32];
+    assert_eq!(ioctl(&engine.device, DEVICE_SET_IRQS, &mut no_eventfd), Err(libc::EINVAL));
+}
+
+#[test]
+fn a_device_has_one_owner_and_comes_back_clean() {
+    let device = open(2);
+    let mut info = [24, 0, 0, 0, 0, 0];
+    assert_eq!(ioctl(&device, DEVICE_GET_INFO, &mut info), Err(libc::EINVAL), "not bound");
+    assert!(device.read_at(&mut [0; 4], CONFIG).is_err());
+    assert_eq!(bind(&device, -1), Err(libc::EINVAL));
+    assert_eq!(bind(&device, device.as_raw_fd()), Err(libc::EBADFD));
+    let iommu = IommuFd::new().unwrap();
+    bind(&device, iommu.as_raw_fd()).unwrap();
+    assert_eq!(bind(&device, iommu.as_raw_fd()), Err(libc::EINVAL), "once");
+    let other = open(2);
+    assert_eq!(bind(&other, iommu.as_raw_fd()), Err(libc::EINVAL), "one file");
+    ioctl(&device, DEVICE_GET_INFO, &mut info).unwrap();
+    assert_eq!(info[1..4], [0b11, 9, 5]);
+    device.write_all_at(&[0b110, 0], CONFIG + 4).unwrap();
+    drop(device);
+    bind(&other, iommu.as_raw_fd()).unwrap();
+    let mut command = [0; 2];
+    other.read_exact_at(&mut command, CONFIG + 4).unwrap();
+    assert_eq!(command, [0b10, 0], "as after a reset");
+}
+
+#[test]
+fn what_the_device_is() {
+    let engine = Engine::new(3);
+    let mut id = [0; 4];
+    engine.device.read_exact_at(&mut id, CONFIG).unwrap();
+    assert_eq!(id, [0x86, 0x80, 0x21, 0x20]);
+    let mut region = [32, 0, 0, 0, 0, 0, 0, 0];
+    ioctl(&engine.device, DEVICE_GET_REGION_INFO, &mut region).unwrap();
+    assert_eq!((region[1], region[4]), (0b11, 16 << 10));
+    region[2] = 9;
+    assert_eq!(ioctl(&engine.device, DEVICE_GET_REGION_INFO, &mut region), Err(libc::EINVAL));
+    let mut irq = [16, 0, 2, 0];
+    ioctl(&engine.device, DEVICE_GET_IRQ_INFO, &mut irq).unwrap();
+    assert_eq!((irq[1], irq[3]), (1, 1));
+    ioctl(&engine.device, DEVICE_RESET, &mut [0]).unwrap();
+    assert_eq!(ioctl(&engine.device, DEVICE_FEATURE, &mut [8, 1 << 16]), Err(libc::ENOTTY));
+    // Beyond a region there is nothing; inside it, as much as there is.
+    assert!(engine.device.read_at(&mut [0; 4], 16 << 10).is_err());
+    assert_eq!(engine.device.read_at(&mut [0; 64], CONFIG + 4096 - 8).unwrap(), 8);
+    assert!(engine.device.write_at(&[0; 4], 12 << 40).is_err());
+}

@@ -1,0 +1,199 @@
+//! PCI configuration space: a type 0 header with MSI-X, PCI Express and power management capabilities.
+
+use crate::device::Identity;
+
+/// Bytes of configuration space.
+pub(crate) const SIZE: usize = 4096;
+
+/// The BAR that holds the MSI-X table, and the pending bits behind it.
+pub(crate) const MSIX_BAR: usize = 4;
+/// Size of that BAR, and where the pending bits are in it.
+pub(crate) const MSIX_BAR_SIZE: u64 = 64 << 10;
+const PBA: u32 = 48 << 10;
+
+const COMMAND: usize = 0x04;
+const STATUS: usize = 0x06;
+const BARS: usize = 0x10;
+const CAPABILITIES: usize = 0x34;
+/// Capabilities, in the order of the list.
+const PM: usize = 0x40;
+const MSIX: usize = 0x50;
+const EXPRESS: usize = 0x60;
+const DEVICE_CONTROL: usize = EXPRESS + 8;
+
+const COMMAND_MEMORY: u16 = 1 << 1;
+const COMMAND_MASTER: u16 = 1 << 2;
+const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | COMMAND_MASTER | 1 << 6 | 1 << 8 | 1 << 10;
+const STATUS_CAPABILITIES: u16 = 1 << 4;
+/// `Device Control.Initiate Function Level Reset`: reads as zero.
+const INITIATE_FLR: u16 = 1 << 15;
+/// `Device Capabilities.Function Level Reset Capability`.
+const FLR_CAPABLE: u32 = 1 << 28;
+
+/// What a write asks for beside changing bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Nothing.
+    None,
+    /// A function level reset.
+    Reset,
+}
+
+/// The configuration space of one function.
+pub(crate) struct Config {
+    bytes: Box<[u8; SIZE]>,
+    /// Bits that software may change.
+    writable: Box<[u8; SIZE]>,
+}
+
+impl Config {
+    pub(crate) fn new(identity: &Identity, bars: [u64; 6], vectors: u16) -> Self {
+        let mut config = Self { bytes: Box::new([0; SIZE]), writable: Box::new([0; SIZE]) };
+        config.put(0x00, &identity.vendor.to_le_bytes());
+        config.put(0x02, &identity.device.to_le_bytes());
+        config.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
+        config.put(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
+        config.put(0x08, &(identity.class << 8 | u32::from(identity.revision)).to_le_bytes());
+        config.allow(0x0c, &[0xff]);
+        config.put(0x2c, &identity.subsystem_vendor.to_le_bytes());
+        config.put(0x2e, &identity.subsystem.to_le_bytes());
+        // Interrupt line: software's own note.
+        config.allow(0x3c, &[0xff]);
+        for (n, size) in bars.into_iter().enumerate().filter(|(_, size)| *size != 0) {
+            let at = BARS + 4 * n;
+            // Memory, 64 bits.
+            config.put(at, &[0b100]);
+            config.allow(at, &(!(size - 1)).to_le_bytes());
+        }
+        config.put(CAPABILITIES, &[PM as u8]);
+        // Power management, version 3: D0 and D3hot, no reset in between.
+        config.put(PM, &[0x01, MSIX as u8, 0x03, 0x00, 0x08]);
+        config.allow(PM + 4, &[0b11]);
+        config.put(MSIX, &[0x11, EXPRESS as u8]);
+        if vectors > 0 {
+            config.put(MSIX + 2, &(vectors - 1).to_le_bytes());
+            config.allow(MSIX + 2, &0xc000_u16.to_le_bytes());
+            config.put(MSIX + 4, &(MSIX_BAR as u32).to_le_bytes());
+            config.put(MSIX + 8, &(PBA | MSIX_BAR as u32).to_le_bytes());
+        } else {
+            config.put(PM + 1, &[EXPRESS as u8]);
+        }
+        // PCI Express, version 2, an endpoint.
+        config.put(EXPRESS, &[0x10, 0x00, 0x02, 0x00]);
+        config.put(EXPRESS + 4, &(FLR_CAPABLE | 1 << 15).to_le_bytes());
+        config.put(DEVICE_CONTROL, &0x2810_u16.to_le_bytes());
+        config.allow(DEVICE_CONTROL, &0x7fff_u16.to_le_bytes());
+        // A link of width 1 at 2.5 GT/s, which is up.
+        config.put(EXPRESS + 12, &0x11_u32.to_le_bytes());
+        config.put(EXPRESS + 18, &0x11_u16.to_le_bytes());
+        config
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn allow(&mut self, at: usize, bits: &[u8]) {
+        self.writable[at..at + bits.len()].copy_from_slice(bits);
+    }
+
+    /// Reads bytes, inside the space.
+    pub(crate) fn read(&self, at: usize, data: &mut [u8]) {
+        data.copy_from_slice(&self.bytes[at..at + data.len()]);
+    }
+
+    /// Writes bytes, inside the space.
+    pub(crate) fn write(&mut self, at: usize, data: &[u8]) -> Effect {
+        let flr = (at..at + data.len())
+            .position(|byte| byte == DEVICE_CONTROL + 1)
+            .is_some_and(|n| u16::from(data[n]) << 8 & INITIATE_FLR != 0);
+        for (byte, value) in (at..).zip(data) {
+            let mask = self.writable[byte];
+            self.bytes[byte] = self.bytes[byte] & !mask | value & mask;
+        }
+        if flr { Effect::Reset } else { Effect::None }
+    }
+
+    fn command(&self) -> u16 {
+        u16::from_le_bytes([self.bytes[COMMAND], self.bytes[COMMAND + 1]])
+    }
+
+    /// The function may master the bus.
+    pub(crate) fn is_master(&self) -> bool {
+        self.command() & COMMAND_MASTER != 0
+    }
+
+    /// The function answers at its BARs.
+    pub(crate) fn has_memory(&self) -> bool {
+        self.command() & COMMAND_MEMORY != 0
+    }
+
+    /// As after power-on: what software wrote is gone, except where the host put the BARs.
+    pub(crate) fn reset(&mut self) {
+        self.write(COMMAND, &[0; 2]);
+        self.write(PM + 4, &[0]);
+        self.write(MSIX + 2, &[0; 2]);
+        self.write(DEVICE_CONTROL, &0x2810_u16.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        let identity = Identity {
+            vendor: 0x8086,
+            device: 0x2021,
+            subsystem_vendor: 1,
+            subsystem: 2,
+            class: 0x08_80_00,
+            revision: 3,
+        };
+        Config::new(&identity, [0x4000, 0, 0, 0, MSIX_BAR_SIZE, 0], 4)
+    }
+
+    fn read<const N: usize>(config: &Config, at: usize) -> [u8; N] {
+        let mut data = [0; N];
+        config.read(at, &mut data);
+        data
+    }
+
+    #[test]
+    fn a_bar_tells_its_size() {
+        let mut config = config();
+        config.write(0x10, &[0xff; 8]);
+        assert_eq!(u64::from_le_bytes(read(&config, 0x10)), !0x3fff | 0b100);
+        config.write(0x10, &0x1_2345_6789_u64.to_le_bytes());
+        assert_eq!(u64::from_le_bytes(read(&config, 0x10)), 0x1_2345_4004);
+        config.write(0x18, &[0xff; 8]);
+        assert_eq!(read::<8>(&config, 0x18), [0; 8], "no BAR there");
+    }
+
+    #[test]
+    fn the_capabilities_are_a_list_that_ends() {
+        let config = config();
+        let mut at = usize::from(read::<1>(&config, 0x34)[0]);
+        let mut ids = Vec::new();
+        while at != 0 && ids.len() < 10 {
+            let [id, next] = read(&config, at);
+            ids.push(id);
+            at = next.into();
+        }
+        assert_eq!(ids, [0x01, 0x11, 0x10]);
+    }
+
+    #[test]
+    fn only_what_is_writable_changes_and_a_reset_asks_for_itself() {
+        let mut config = config();
+        config.write(0x00, &[0xff; 16]);
+        assert_eq!(read::<4>(&config, 0), [0x86, 0x80, 0x21, 0x20]);
+        assert!(config.is_master() && config.has_memory());
+        assert_eq!(u16::from_le_bytes(read(&config, 4)), COMMAND_WRITABLE);
+        assert_eq!(config.write(DEVICE_CONTROL, &[0x10, 0xa8]), Effect::Reset);
+        assert_eq!(read::<2>(&config, DEVICE_CONTROL), [0x10, 0x28], "the bit reads as zero");
+        assert_eq!(config.write(DEVICE_CONTROL, &[0x80]), Effect::None);
+        config.reset();
+        assert!(!config.is_master());
+    }
+}

@@ -1,0 +1,103 @@
+//! What an emulated PCI device is made of.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use platform::{Access, DmaError, Port};
+
+use crate::msix::Msix;
+
+/// What a function is, in its configuration space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Subsystem vendor ID.
+    pub subsystem_vendor: u16,
+    /// Subsystem ID.
+    pub subsystem: u16,
+    /// Class code: base class, sub-class, programming interface, 24 bits.
+    pub class: u32,
+    /// Revision ID.
+    pub revision: u8,
+}
+
+/// An emulated PCI function. Authors of devices implement this.
+///
+/// Methods are called by any thread, several at a time. None may wait: DMA belongs on a thread of the device's.
+pub trait Device: Send + Sync {
+    /// What it is.
+    fn identity(&self) -> Identity;
+
+    /// The size of each memory BAR in bytes, a power of two of at least 4096; 0 is none. BARs are 64 bits wide: the
+    /// next number is taken, too. The last two belong to the MSI-X table of a device with vectors.
+    fn bars(&self) -> [u64; 6];
+
+    /// How many MSI-X vectors it has, at most 2048.
+    fn vectors(&self) -> u16;
+
+    /// Reads registers: `data` is 1, 2, 4 or 8 bytes at an offset that is a multiple of that, inside the BAR.
+    fn read(&self, bar: usize, offset: u64, data: &mut [u8]);
+
+    /// Writes registers, likewise.
+    fn write(&self, bar: usize, offset: u64, data: &[u8]);
+
+    /// Function level reset: every register as after power-on, and no DMA or interrupt of before happens after it
+    /// returns.
+    fn reset(&self);
+}
+
+/// What a device reaches of the machine. Cloned for each of its threads.
+pub struct Bus {
+    port: Port,
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) msix: OnceLock<Msix>,
+    /// `COMMAND.Bus Master Enable`: without it there is neither DMA nor a message.
+    pub(crate) master: AtomicBool,
+}
+
+impl Bus {
+    pub(crate) fn new(port: Port, shared: &Arc<Shared>) -> Self {
+        Self { port, shared: shared.clone() }
+    }
+
+    /// The same for another thread.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self { port: self.port.another(), shared: self.shared.clone() }
+    }
+
+    /// Reads memory.
+    pub fn read(&self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
+        self.mastering(access)?;
+        self.port.read(access, data)
+    }
+
+    /// Writes memory.
+    pub fn write(&self, access: Access, data: &[u8]) -> Result<(), DmaError> {
+        self.mastering(access)?;
+        self.port.write(access, data)
+    }
+
+    /// Raises an MSI-X vector, if software has enabled it.
+    pub fn raise(&self, vector: u16) {
+        if self.shared.master.load(Ordering::Acquire)
+            && let Some(msix) = self.shared.msix.get()
+        {
+            msix.raise(vector, &self.port);
+        }
+    }
+
+    fn mastering(&self, access: Access) -> Result<(), DmaError> {
+        if self.shared.master.load(Ordering::Acquire) {
+            Ok(())
+        } else {
+            Err(DmaError { address: access.address })
+        }
+    }
+}

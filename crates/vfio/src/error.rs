@@ -1,0 +1,47 @@
+use host::{Errno, Fault};
+use platform::ItsError;
+
+/// Why a call to a VFIO device was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// There is no such ioctl, or no such feature.
+    #[error("no such ioctl")]
+    UnknownIoctl,
+    /// User memory faulted.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// A value is wrong.
+    #[error("invalid: {0}")]
+    Invalid(&'static str),
+    /// The descriptor is open but no iommufd.
+    #[error("the file descriptor is no iommufd")]
+    WrongFile,
+    /// The caller's descriptors.
+    #[error("file descriptor: {0}")]
+    File(Errno),
+    /// The caller lacks the permission.
+    #[error("not permitted: {0}")]
+    Permission(&'static str),
+    /// iommufd refused.
+    #[error(transparent)]
+    Iommufd(#[from] iommufd::Error),
+    /// The interrupt controller refused.
+    #[error(transparent)]
+    Its(#[from] ItsError),
+}
+
+impl Error {
+    /// The errno that the kernel answers.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::UnknownIoctl => Errno::NOTTY,
+            Self::Fault(_) => Errno::FAULT,
+            Self::Invalid(_) | Self::Its(ItsError::TooMany) => Errno::INVAL,
+            Self::WrongFile => Errno::BADFD,
+            Self::File(errno) => *errno,
+            Self::Permission(_) => Errno::PERM,
+            Self::Iommufd(error) => error.errno(),
+            Self::Its(ItsError::InUse(_)) => Errno::BUSY,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! A PCI function as VFIO hands it out: configuration space, BARs, interrupts, and the emulated device behind them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use platform::{Its, Port};
+use uapi::vfio as v;
+
+use crate::Error;
+use crate::config::{self, Config, Effect, MSIX_BAR, MSIX_BAR_SIZE};
+use crate::device::{Bus, Device, Shared};
+use crate::msix::Msix;
+
+/// A function of the machine that user space may drive.
+pub struct Function {
+    device: Arc<iommu::Device>,
+    emulated: Arc<dyn Device>,
+    shared: Arc<Shared>,
+    port: Port,
+    config: Mutex<Config>,
+    bars: [u64; 6],
+    /// An iommufd has it.
+    pub(crate) bound: AtomicBool,
+}
+
+impl Function {
+    /// A function that the IOMMU core knows as `device`, with `port` as its way to memory and messages to `its`. `make`
+    /// builds what is behind the registers.
+    pub fn new(
+        device: Arc<iommu::Device>,
+        port: Port,
+        its: Arc<Its>,
+        make: impl FnOnce(Bus) -> Arc<dyn Device>,
+    ) -> Result<Arc<Self>, Error> {
+        let shared = Arc::new(Shared { msix: OnceLock::new(), master: AtomicBool::new(false) });
+        let emulated = make(Bus::new(port.another(), &shared));
+        let vectors = emulated.vectors();
+        let msix = Msix::new(its, &port, vectors)?;
+        // Just made: it is empty.
+        let _ = shared.msix.set(msix);
+        let mut bars = emulated.bars();
+        if vectors > 0 {
+            bars[MSIX_BAR] = MSIX_BAR_SIZE;
+        }
+        let config = Mutex::new(Config::new(&emulated.identity(), bars, vectors));
+        let bound = AtomicBool::new(false);
+        Ok(Arc::new(Self { device, emulated, shared, port, config, bars, bound }))
+    }
+
+    /// The device as the IOMMU core knows it.
+    pub fn device(&self) -> &Arc<iommu::Device> {
+        &self.device
+    }
+
+    pub(crate) fn msix(&self) -> Option<&Msix> {
+        self.shared.msix.get().filter(|msix| msix.vectors() > 0)
+    }
+
+    /// The size of a region of `VFIO_PCI_*_REGION_INDEX`, in bytes; 0 is none. `None`: no such region.
+    pub(crate) fn region_size(&self, index: u32) -> Option<u64> {
+        match index {
+            v::VFIO_PCI_CONFIG_REGION_INDEX => Some(config::SIZE as u64),
+            index if index < v::VFIO_PCI_NUM_REGIONS => {
+                Some(self.bars.get(index as usize).copied().unwrap_or(0))
+            }
+            _ => None,
+        }
+    }
+
+    /// Reads a part of a region, in accesses as wide as alignment allows.
+    pub(crate) fn read(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
+        if index == v::VFIO_PCI_CONFIG_REGION_INDEX {
+            self.config.lock().read(offset as usize, data);
+            return Ok(());
+        }
+        self.answers()?;
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            let len = width(at, data.len() - done);
+            let part = &mut data[done..done + len];
+            if index as usize == MSIX_BAR && self.msix().is_some() {
+                // The table is the host's; nothing is pending.
+                part.fill(if at < MSIX_BAR_SIZE / 2 { 0xff } else { 0 });
+            } else {
+                self.emulated.read(index as usize, at, part);
+            }
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Writes a part of a region, likewise.
+    pub(crate) fn write(&self, index: u32, offset: u64, data: &[u8]) -> Result<(), Error> {
+        if index == v::VFIO_PCI_CONFIG_REGION_INDEX {
+            self.write_config(offset as usize, data);
+            return Ok(());
+        }
+        self.answers()?;
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            let len = width(at, data.len() - done);
+            if index as usize != MSIX_BAR || self.msix().is_none() {
+                self.emulated.write(index as usize, at, &data[done..done + len]);
+            }
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// BARs answer once software has said so.
+    fn answers(&self) -> Result<(), Error> {
+        if self.config.lock().has_memory() { Ok(()) } else { Err(Error::File(host::Errno::IO)) }
+    }
+
+    fn write_config(&self, at: usize, data: &[u8]) {
+        let effect = {
+            let mut config = self.config.lock();
+            let effect = config.write(at, data);
+            self.shared.master.store(config.is_master(), Ordering::Release);
+            effect
+        };
+        if effect == Effect::Reset {
+            self.reset();
+        }
+    }
+
+    /// A function level reset. Interrupts stay configured, as after the kernel's.
+    pub(crate) fn reset(&self) {
+        // No DMA and no message from here on, whatever the device is in the middle of.
+        self.shared.master.store(false, Ordering::Release);
+        self.port.halt(true);
+        self.emulated.reset();
+        self.port.halt(false);
+        self.config.lock().reset();
+    }
+
+    /// What the kernel does when it takes a device into service for user space, and when it is given back.
+    pub(crate) fn close(&self) {
+        if let Some(msix) = self.msix() {
+            msix.disable();
+        }
+        self.reset();
+    }
+
+    /// A device that is opened decodes its BARs.
+    pub(crate) fn open(&self) {
+        self.reset();
+        self.config.lock().write(4, &[0b10, 0]);
+    }
+}
+
+/// The widest access at `at` that does not cross its own alignment.
+fn width(at: u64, left: usize) -> usize {
+    [8, 4, 2].into_iter().find(|len| *len <= left && at.is_multiple_of(*len as u64)).unwrap_or(1)
+}
