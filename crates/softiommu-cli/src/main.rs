@@ -4,6 +4,7 @@
 mod decode;
 mod explain;
 mod library;
+mod machine;
 mod program;
 mod run;
 
@@ -27,6 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Run),
+    Machine(machine::Machine),
     Decode(decode::Decode),
     Explain(explain::Explain),
 }
@@ -39,6 +41,13 @@ fn main() -> ExitCode {
             eprintln!("softiommu: {error}");
             ExitCode::from(error.exit_code())
         }
+        Command::Machine(machine) => match machine.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("softiommu: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Decode(decode) => match decode.run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

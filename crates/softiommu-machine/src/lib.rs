@@ -96,6 +96,14 @@ pub enum DeviceModel {
     Ioat,
 }
 
+impl fmt::Display for DeviceModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ioat => f.write_str("ioat"),
+        }
+    }
+}
+
 /// Which IOMMU a device is behind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]

@@ -39,8 +39,8 @@ impl Guest {
         };
         let guest = Self { ram };
         guest.ram.set_len(RAM)?;
-        guest.write_word(TABLES[0], IPA + TABLES[1] | TABLE)?;
-        guest.write_word(TABLES[1], IPA + TABLES[2] | TABLE)?;
+        guest.write_word(TABLES[0], (IPA + TABLES[1]) | TABLE)?;
+        guest.write_word(TABLES[1], (IPA + TABLES[2]) | TABLE)?;
         Ok(guest)
     }
 
@@ -70,7 +70,7 @@ impl Guest {
 
     /// Maps a page of the device's addresses to a page of guest memory.
     pub(crate) fn map(&self, iova: u64, at: u64) -> Result<()> {
-        self.write_word(Self::leaf(iova), IPA + at | PAGE)
+        self.write_word(Self::leaf(iova), (IPA + at) | PAGE)
     }
 
     pub(crate) fn unmap(&self, iova: u64) -> Result<()> {
@@ -89,15 +89,15 @@ impl Guest {
         let (valid, stage_1) = (1, 0b101 << 1);
         Ok([valid | stage_1 | (IPA + CD), 0b01 << 2 | 0b01 << 4 | 0b11 << 6])
     }
+}
 
-    /// `CMD_TLBI_NH_VA` for one page.
-    pub(crate) fn tlbi_va(&self, iova: u64) -> [u64; 2] {
-        let leaf = 1;
-        [0x12 | ASID << 48, iova | leaf]
-    }
+/// `CMD_TLBI_NH_VA` for one page.
+pub(crate) fn tlbi_va(iova: u64) -> [u64; 2] {
+    let leaf = 1;
+    [0x12 | ASID << 48, iova | leaf]
+}
 
-    /// A descriptor of the DMA engine: a copy.
-    pub(crate) fn descriptor(&self, from: u64, to: u64, len: usize) -> Vec<u8> {
-        [len as u64, from, to, 0, 0, 0, 0, 0].map(u64::to_le_bytes).concat()
-    }
+/// A descriptor of the DMA engine: a copy.
+pub(crate) fn descriptor(from: u64, to: u64, len: usize) -> Vec<u8> {
+    [len as u64, from, to, 0, 0, 0, 0, 0].map(u64::to_le_bytes).concat()
 }

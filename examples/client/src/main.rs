@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     println!("stage 1: the guest's own, for its stream {VIRTUAL_STREAM_ID:#x}");
 
     guest.write(0x20000, MESSAGE)?;
-    let copy = guest.descriptor(SOURCE, DESTINATION, MESSAGE.len());
+    let copy = guest::descriptor(SOURCE, DESTINATION, MESSAGE.len());
     guest.write(0x10000, &copy)?;
     let done = engine.run(DESCRIPTOR)?;
     let found = guest.read(0x30000, MESSAGE.len())?;
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
 
     // The guest unmaps a page and invalidates; the VMM forwards the command.
     guest.unmap(DESTINATION)?;
-    let command = guest.tlbi_va(DESTINATION);
+    let command = guest::tlbi_va(DESTINATION);
     let mut command =
         IommufdInvalidateData::Smmuv3(u::iommu_viommu_arm_smmuv3_invalidate { cmd: command });
     viommu.invalidate(&mut command)?;

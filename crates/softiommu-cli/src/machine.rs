@@ -1,0 +1,149 @@
+//! `softiommu machine`: what a machine file says there is.
+
+use std::fmt::Write;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Value, json};
+use softiommu_machine::{Behind, Device, Iommu, Machine as Description, Model};
+
+/// Show what a machine offers to programs, or print a machine file to start from
+///
+/// Without a file it is the machine that `softiommu run` has if nobody says otherwise.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  softiommu machine                                  # the default machine, for people
+  softiommu machine --print-default > machine.toml   # the same, as a machine file to change
+  softiommu machine machine.toml                     # check a machine file, and show what it describes
+
+Exit status: 0, or 1 if there is no such machine.")]
+pub(crate) struct Machine {
+    /// The machine file
+    #[arg(value_name = "FILE.toml", conflicts_with = "iommu")]
+    file: Option<PathBuf>,
+
+    /// The model of the default machine's IOMMU: smmuv3, mmu600, mmu700 or mock
+    #[arg(long, value_name = "MODEL", default_value_t = Model::Smmuv3)]
+    iommu: Model,
+
+    /// Print the default machine as a machine file
+    #[arg(long, conflicts_with_all = ["file", "json"])]
+    print_default: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Why there is nothing to show.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Machine(#[from] softiommu_machine::Error),
+    #[error("cannot write: {0}")]
+    Write(#[from] io::Error),
+}
+
+impl Machine {
+    pub(crate) fn run(&self) -> Result<(), Error> {
+        let machine = match &self.file {
+            Some(path) => Description::from_file(path)?,
+            None => Description::of(self.iommu),
+        };
+        let text = if self.print_default {
+            machine.to_toml()
+        } else if self.json {
+            format!("{:#}\n", as_json(&machine))
+        } else {
+            for_people(&machine)
+        };
+        match io::stdout().lock().write_all(text.as_bytes()) {
+            // Whoever reads has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => Ok(result?),
+        }
+    }
+}
+
+/// Devices with the nodes that programs open for them.
+fn devices(machine: &Description) -> impl Iterator<Item = (&Device, Option<String>)> {
+    let mut next = 0;
+    machine.devices.iter().map(move |device| {
+        let node = device.model.map(|_| {
+            next += 1;
+            format!("/dev/vfio/devices/vfio{}", next - 1)
+        });
+        (device, node)
+    })
+}
+
+fn model_of(device: &Device) -> String {
+    device.model.map_or_else(|| "DMA only".to_owned(), |model| model.to_string())
+}
+
+fn for_people(machine: &Description) -> String {
+    let mut text = String::new();
+    for iommu in &machine.iommus {
+        let _ = writeln!(text, "{}: {}{}", iommu.name, iommu.model, features(iommu));
+    }
+    for (device, node) in devices(machine) {
+        let behind = match &device.iommu {
+            Behind::None => "behind no IOMMU".to_owned(),
+            Behind::Iommu(name) => {
+                let stream =
+                    device.stream_id.map_or_else(String::new, |id| format!(", StreamID {id:#x}"));
+                format!("behind {name}{stream}")
+            }
+        };
+        let node = node.map_or_else(String::new, |node| format!(": {node}"));
+        let _ = writeln!(text, "{}: {}, {behind}{node}", device.name, model_of(device));
+    }
+    text
+}
+
+/// What an SMMUv3 can do, in the words of its ID registers.
+fn features(iommu: &Iommu) -> String {
+    let Some(options) = iommu.model.smmuv3(&iommu.options) else { return String::new() };
+    let flags = [
+        (options.stage1, "S1P"),
+        (options.stage2, "S2P"),
+        (options.ats, "ATS"),
+        (options.pri, "PRI"),
+        (options.ril, "RIL"),
+        (options.httu != smmuv3::Httu::None, "HTTU"),
+        (options.gran4k, "GRAN4K"),
+        (options.gran16k, "GRAN16K"),
+        (options.gran64k, "GRAN64K"),
+    ];
+    let flags: Vec<_> = flags.iter().filter(|(there, _)| *there).map(|(_, name)| *name).collect();
+    format!(
+        ", {}, OAS {}, SIDSIZE {}, SSIDSIZE {}",
+        flags.join(" "),
+        options.oas,
+        options.sid_bits,
+        options.ssid_bits
+    )
+}
+
+fn as_json(machine: &Description) -> Value {
+    let iommus: Vec<_> = machine
+        .iommus
+        .iter()
+        .map(|iommu| json!({ "name": iommu.name, "model": iommu.model.to_string() }))
+        .collect();
+    let devices: Vec<_> = devices(machine)
+        .map(|(device, node)| {
+            json!({
+                "name": device.name,
+                "model": device.model.map(|model| model.to_string()),
+                "iommu": String::from(device.iommu.clone()),
+                "stream-id": device.stream_id,
+                "group": device.group,
+                "pasid-bits": device.pasid_bits,
+                "node": node,
+            })
+        })
+        .collect();
+    json!({ "iommus": iommus, "devices": devices })
+}
