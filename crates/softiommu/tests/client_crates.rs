@@ -11,7 +11,7 @@ use iommufd_ioctls::{IommuFd, IommufdIoas};
 fn iommu() -> Arc<IommuFd> {
     static MACHINE: std::sync::Once = std::sync::Once::new();
     MACHINE.call_once(|| {
-        softiommu::install(softiommu::Machine::with(softiommu::Model::Mock)).unwrap()
+        softiommu::install(softiommu::Machine::with(softiommu::Model::Mock)).unwrap();
     });
     Arc::new(IommuFd::new().unwrap())
 }
