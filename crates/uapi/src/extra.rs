@@ -22,48 +22,6 @@ pub struct iommu_ioas_noiommu_get_pa {
     pub out_phys: u64,
 }
 
-/// `VFIO_DEVICE_BIND_IOMMUFD`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct vfio_device_bind_iommufd {
-    /// Size of what user space passes.
-    pub argsz: u32,
-    /// Bit 0: `token_uuid_ptr` is there.
-    pub flags: u32,
-    /// The iommufd.
-    pub iommufd: i32,
-    /// The id of the device in it.
-    pub out_devid: u32,
-    /// Where 16 bytes of a UUID are.
-    pub token_uuid_ptr: u64,
-}
-
-/// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct vfio_device_attach_iommufd_pt {
-    /// Size of what user space passes.
-    pub argsz: u32,
-    /// Bit 0: `pasid` is there.
-    pub flags: u32,
-    /// An IOAS or a HWPT; the HWPT.
-    pub pt_id: u32,
-    /// The PASID.
-    pub pasid: u32,
-}
-
-/// `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct vfio_device_detach_iommufd_pt {
-    /// Size of what user space passes.
-    pub argsz: u32,
-    /// Bit 0: `pasid` is there.
-    pub flags: u32,
-    /// The PASID.
-    pub pasid: u32,
-}
-
 /// `VFIO_DEVICE_SET_IRQS`, before its data.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -92,9 +92,9 @@ plain! {
     i::iommu_veventq_alloc: 32 [size, flags, viommu_id, type_, veventq_depth, out_veventq_id, out_veventq_fd, __reserved];
     i::iommu_hw_queue_alloc: 40 [size, flags, viommu_id, type_, index, out_hw_queue_id, nesting_parent_iova, length];
     extra::iommu_ioas_noiommu_get_pa: 40 [size, flags, ioas_id, __reserved, iova, length, out_phys];
-    extra::vfio_device_bind_iommufd: 24 [argsz, flags, iommufd, out_devid, token_uuid_ptr];
-    extra::vfio_device_attach_iommufd_pt: 16 [argsz, flags, pt_id, pasid];
-    extra::vfio_device_detach_iommufd_pt: 12 [argsz, flags, pasid];
+    v::vfio_device_bind_iommufd: 24 [argsz, flags, iommufd, out_devid, token_uuid_ptr];
+    v::vfio_device_attach_iommufd_pt: 16 [argsz, flags, pt_id, pasid];
+    v::vfio_device_detach_iommufd_pt: 12 [argsz, flags, pasid];
     v::vfio_device_info: 24 [argsz, flags, num_regions, num_irqs, cap_offset, pad];
     v::vfio_region_info: 32 [argsz, flags, index, cap_offset, size, offset];
     v::vfio_irq_info: 16 [argsz, flags, index, count];

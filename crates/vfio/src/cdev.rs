@@ -8,10 +8,7 @@ use host::{Capability, CharDevice, Errno, File, FileMode, OpenFile, Task};
 use iommu::Target;
 use iommufd::{Context, Id};
 use parking_lot::Mutex;
-use uapi::extra::{
-    vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt,
-    vfio_device_feature_header,
-};
+use uapi::extra::vfio_device_feature_header;
 use uapi::{Plain, nr, vfio as v};
 
 use crate::{Error, Function, irqs};
@@ -145,7 +142,7 @@ impl DeviceFile {
 
     fn bind(&self, task: &dyn Task, arg: u64) -> Result<i32, Error> {
         const TOKEN: u32 = 1;
-        let (mut bind, _): (vfio_device_bind_iommufd, _) = read(task, arg, 16)?;
+        let (mut bind, _): (v::vfio_device_bind_iommufd, _) = read(task, arg, 16)?;
         if bind.flags & !TOKEN != 0 || bind.iommufd < 0 {
             return Err(Error::Invalid("VFIO_DEVICE_BIND_IOMMUFD flags or iommufd"));
         }
@@ -280,7 +277,7 @@ fn info(task: &dyn Task, arg: u64) -> Result<i32, Error> {
 }
 
 fn attach(bound: &Bound, task: &dyn Task, arg: u64) -> Result<i32, Error> {
-    let (mut attach, len): (vfio_device_attach_iommufd_pt, _) = read(task, arg, 12)?;
+    let (mut attach, len): (v::vfio_device_attach_iommufd_pt, _) = read(task, arg, 12)?;
     let target = target(attach.flags, len, 16, attach.pasid)?;
     let Bound { context, id } = bound;
     let old = context.attached_hwpt(*id, target)?;
@@ -299,7 +296,7 @@ fn attach(bound: &Bound, task: &dyn Task, arg: u64) -> Result<i32, Error> {
 }
 
 fn detach(bound: &Bound, task: &dyn Task, arg: u64) -> Result<i32, Error> {
-    let (detach, len): (vfio_device_detach_iommufd_pt, _) = read(task, arg, 8)?;
+    let (detach, len): (v::vfio_device_detach_iommufd_pt, _) = read(task, arg, 8)?;
     let target = target(detach.flags, len, 12, detach.pasid)?;
     bound.context.detach(bound.id, target);
     Ok(0)
