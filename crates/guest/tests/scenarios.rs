@@ -1,0 +1,402 @@
+//! Nested translation end to end: a guest's driver, the vSMMU, ioctls, the host's driver, its SMMU, a device.
+//!
+//! The stale-translation checker is on for the host's SMMUs, and has nothing to say.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::FromRawFd;
+use std::sync::{Arc, Mutex};
+
+use arm_smmu_v3::{Command, StreamOptions};
+use guest::engine::{self, Copied};
+use guest::{Assigned, Guest, GuestRam, GuestStream, Region, Vmm, VsmmuOf};
+use smmuv3::wire::{Event, EventKind};
+use smmuv3::{Options, Smmu};
+
+type Registers = Arc<Smmu<Arc<GuestRam>>>;
+
+const RAM: u64 = 0x4000_0000;
+/// Where each guest lets the device see three pages.
+const CHAIN: u64 = 0x10_0000;
+const FROM: u64 = 0x20_0000;
+const TO: u64 = 0x30_0000;
+
+static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// A machine with two SMMUs, `s0` and `s1`, and an engine for each test that asks.
+fn install() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let mut file = "check-stale = \"reuse\"\ngrant = [\"ipc-lock\"]\n".to_owned();
+        for name in ["s0", "s1"] {
+            file += &format!("[[iommu]]\nname = \"{name}\"\nmodel = \"smmuv3\"\n");
+        }
+        for n in 0..32 {
+            let smmu = if n < 28 { "s0" } else { "s1" };
+            file += &format!("[[device]]\nname = \"e{n}\"\nmodel = \"ioat\"\niommu = \"{smmu}\"\n");
+        }
+        let machine = softiommu::Machine::from_toml(&file).unwrap();
+        softiommu::install_with(machine, |report| REPORTS.lock().unwrap().push(report.to_owned()))
+            .unwrap();
+    });
+}
+
+/// A VM with one engine at StreamID 0x10.
+struct Vm {
+    vsmmu: VsmmuOf,
+    device: Assigned,
+    vmm: Vmm,
+    ram: Arc<GuestRam>,
+}
+
+impl Vm {
+    fn new(engine: u32) -> Self {
+        install();
+        let ram = GuestRam::new(RAM, 16 << 20).unwrap();
+        let vmm = Vmm::new(&ram).unwrap();
+        let device = open(&vmm, engine);
+        let vsmmu = vmm.vsmmu(Options::mmu700(), &device, 0x10).unwrap();
+        Self { vsmmu, device, vmm, ram }
+    }
+
+    fn boot(&self) -> Guest<Registers> {
+        Guest::boot(self.vsmmu.smmu().clone(), &self.ram).unwrap()
+    }
+
+    /// The guest's events, of which there are some: the host's interrupt thread may not have come to them yet.
+    fn events(&self, guest: &Guest<Registers>) -> Vec<Event> {
+        loop {
+            let events = self.events_now(guest);
+            if !events.is_empty() {
+                return events;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn events_now(&self, guest: &Guest<Registers>) -> Vec<Event> {
+        self.vsmmu.process_events().unwrap();
+        guest.events().records
+    }
+}
+
+fn open(vmm: &Vmm, engine: u32) -> Assigned {
+    vmm.open_device(format!("/dev/vfio/devices/vfio{engine}")).unwrap()
+}
+
+/// Three pages that a stream sees, a message in one of them, and the chain that copies it.
+struct Copy {
+    from: u64,
+    to: u64,
+}
+
+const MESSAGE: [u8; 21] = *b"through both stages, ";
+
+impl Copy {
+    fn new(ram: &Arc<GuestRam>, stream: &GuestStream<Registers>) -> Self {
+        let [chain, from, to] = std::array::from_fn(|_| ram.page().unwrap());
+        for (iova, page) in [(CHAIN, chain), (FROM, from), (TO, to)] {
+            stream.map(iova, page).unwrap();
+        }
+        ram.write(from, &MESSAGE).unwrap();
+        engine::descriptor(ram, chain, FROM, TO, MESSAGE.len() as u32, true).unwrap();
+        Self { from, to }
+    }
+
+    /// Copies, and says whether it arrived.
+    fn arrives(&self, ram: &GuestRam, device: &Assigned) -> bool {
+        ram.write(self.to, &[0; MESSAGE.len()]).unwrap();
+        let done = device.engine().run(CHAIN).unwrap() == Copied::Done;
+        let mut found = [0; MESSAGE.len()];
+        ram.read(self.to, &mut found).unwrap();
+        assert_eq!(done, found == MESSAGE, "what is done has arrived, and nothing else");
+        done
+    }
+}
+
+#[test]
+fn a_guest_boots_and_its_device_reaches_what_it_maps() {
+    let vm = Vm::new(0);
+    // Before: GBPA lets the device through, to stage 2.
+    let [chain, from, to] = std::array::from_fn(|_| vm.ram.page().unwrap());
+    vm.ram.write(from, &MESSAGE).unwrap();
+    engine::descriptor(&vm.ram, chain, from, to, MESSAGE.len() as u32, false).unwrap();
+    assert_eq!(vm.device.engine().run(chain).unwrap(), Copied::Done);
+    assert!(matches!(vm.device.engine().run(RAM - 4096).unwrap(), Copied::Refused(_)));
+    let guest = vm.boot();
+    assert!(matches!(vm.device.engine().run(chain).unwrap(), Copied::Refused(_)), "no stream yet");
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    assert!(copy.arrives(&vm.ram, &vm.device));
+    assert!(matches!(vm.device.engine().run(chain).unwrap(), Copied::Refused(_)), "no IOVA");
+}
+
+#[test]
+fn strict_unmapping_is_in_force_when_it_returns_and_lazy_when_it_is_synced() {
+    let vm = Vm::new(1);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    for _ in 0..20 {
+        assert!(copy.arrives(&vm.ram, &vm.device));
+        stream.unmap(TO).unwrap();
+        assert!(!copy.arrives(&vm.ram, &vm.device));
+        stream.map(TO, copy.to).unwrap();
+        assert!(copy.arrives(&vm.ram, &vm.device));
+        stream.unmap_lazily(FROM).unwrap();
+        // It may still be seen; after the sync it may not.
+        let _ = vm.device.engine().run(CHAIN).unwrap();
+        stream.domain().sync().unwrap();
+        assert!(!copy.arrives(&vm.ram, &vm.device));
+        stream.map(FROM, copy.from).unwrap();
+    }
+}
+
+#[test]
+fn two_devices_on_one_vsmmu_have_their_own_stage_1() {
+    let vm = Vm::new(2);
+    let other = open(&vm.vmm, 3);
+    vm.vmm.plug(&vm.vsmmu, &other, 0x18).unwrap();
+    let guest = vm.boot();
+    let [one, two] = [0x10, 0x18].map(|id| guest.stream(id).unwrap());
+    let [copy, also] = [&one, &two].map(|stream| Copy::new(&vm.ram, stream));
+    assert!(copy.arrives(&vm.ram, &vm.device) && also.arrives(&vm.ram, &other));
+    one.unmap(FROM).unwrap();
+    assert!(!copy.arrives(&vm.ram, &vm.device));
+    assert!(also.arrives(&vm.ram, &other));
+}
+
+#[test]
+fn two_vsmmus_share_a_stage_2_where_the_hardware_allows() {
+    let vm = Vm::new(4);
+    let [same, elsewhere] = [5, 28].map(|engine| open(&vm.vmm, engine));
+    let second = vm.vmm.vsmmu(Options::mmu700(), &same, 0x10).unwrap();
+    assert_eq!(second.nest_parent(), vm.vsmmu.nest_parent());
+    let third = vm.vmm.vsmmu(Options::mmu700(), &elsewhere, 0x10).unwrap();
+    assert_ne!(third.nest_parent(), vm.vsmmu.nest_parent(), "another SMMU, another page table");
+    assert_eq!(vm.vmm.parents().ids().len(), 2);
+    for (vsmmu, device) in [(&vm.vsmmu, &vm.device), (&second, &same), (&third, &elsewhere)] {
+        let guest = Guest::boot(vsmmu.smmu().clone(), &vm.ram).unwrap();
+        let stream = guest.stream(0x10).unwrap();
+        assert!(Copy::new(&vm.ram, &stream).arrives(&vm.ram, device));
+    }
+}
+
+#[test]
+fn memory_comes_and_goes_under_load() {
+    let vm = Vm::new(6);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    for round in 0..8_u64 {
+        let region = Region::new(0x1_0000_0000 + (round << 30), 2 << 20).unwrap();
+        stream.unmap(TO).unwrap();
+        // The guest maps what is not there yet.
+        stream.map(TO, region.range().start).unwrap();
+        assert!(matches!(vm.device.engine().run(CHAIN).unwrap(), Copied::Refused(_)));
+        vm.vmm.plug_memory(&region).unwrap();
+        let plugged = Copy { from: copy.from, to: region.range().start };
+        assert!(plugged.arrives(&vm.ram, &vm.device));
+        // It goes while the device is busy with it.
+        std::thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                let mut refused = 0;
+                while refused < 3 {
+                    refused += u32::from(vm.device.engine().run(CHAIN).unwrap() != Copied::Done);
+                }
+            });
+            std::thread::yield_now();
+            vm.vmm.unplug_memory(&region).unwrap();
+            load.join().unwrap();
+        });
+        let mut data = [0; MESSAGE.len()];
+        assert!(vm.ram.read(region.range().start, &mut data).is_err());
+    }
+    stream.unmap(TO).unwrap();
+    stream.map(TO, copy.to).unwrap();
+    assert!(copy.arrives(&vm.ram, &vm.device));
+}
+
+#[test]
+fn a_message_goes_through_both_stages() {
+    const DOORBELL: u64 = 0x800_0000;
+    let vm = Vm::new(7);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    // SAFETY: a plain system call; the descriptor is ours.
+    let mut event =
+        unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) };
+    vm.device.engine().enable_interrupt(&event).unwrap();
+    let mut count = [0; 8];
+    assert!(copy.arrives(&vm.ram, &vm.device));
+    // The guest has nothing at the doorbell's address: the message is a fault of its own.
+    let found = vm.events(&guest);
+    assert!(found.iter().any(|event| event.input_address >> 12 == DOORBELL >> 12), "{found:?}");
+    assert!(event.read_exact(&mut count).is_err());
+    // What firmware tells it to: one to one.
+    stream.map_mmio(DOORBELL, DOORBELL).unwrap();
+    assert!(copy.arrives(&vm.ram, &vm.device));
+    while event.read_exact(&mut count).is_err() {
+        std::thread::yield_now();
+    }
+    assert_eq!(u64::from_ne_bytes(count), 1);
+}
+
+#[test]
+fn the_guest_hears_of_its_faults_and_of_no_others() {
+    let vm = Vm::new(8);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    stream.unmap(TO).unwrap();
+    assert!(!copy.arrives(&vm.ram, &vm.device));
+    let events = vm.events(&guest);
+    assert_eq!(events.len(), 1, "{events:?}");
+    let event = &events[0];
+    assert_eq!((event.kind, event.sid, event.input_address), (EventKind::Translation, 0x10, TO));
+    assert!(!event.rnw && !event.s2);
+    // Beyond its memory: the host's affair.
+    stream.map(TO, RAM + (1 << 30)).unwrap();
+    assert!(matches!(vm.device.engine().run(CHAIN).unwrap(), Copied::Refused(_)));
+    stream.unmap(FROM).unwrap();
+    assert!(!copy.arrives(&vm.ram, &vm.device));
+    let events = vm.events(&guest);
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].input_address, FROM);
+}
+
+#[test]
+fn a_command_error_in_the_middle_of_a_batch_names_its_command() {
+    let vm = Vm::new(9);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    let fine = Command::TlbiNsnhAll;
+    // The Secure state's: not for this queue.
+    let bad = Command::CfgiSte { sid: 0x10, leaf: true, ssec: true };
+    for position in [0, 1, 5, 40] {
+        let mut batch = vec![fine; 64];
+        batch[position] = bad;
+        let error = guest.smmu().run(&batch).unwrap_err().to_string();
+        assert!(error.contains(&position.to_string()), "{error}");
+        assert!(copy.arrives(&vm.ram, &vm.device), "the queue goes on");
+    }
+}
+
+#[test]
+fn gbpa_decides_while_the_smmu_is_off() {
+    const GBPA: u64 = 0x44;
+    const ABORT: u32 = 1 << 20;
+    const UPDATE: u32 = 1 << 31;
+    let vm = Vm::new(10);
+    let [chain, from, to] = std::array::from_fn(|_| vm.ram.page().unwrap());
+    vm.ram.write(from, &MESSAGE).unwrap();
+    engine::descriptor(&vm.ram, chain, from, to, MESSAGE.len() as u32, false).unwrap();
+    let smmu = vm.vsmmu.smmu();
+    for (value, passes) in [(ABORT, false), (0, true), (ABORT, false), (0, true)] {
+        smmu.write32(GBPA, value | UPDATE);
+        while smmu.read32(GBPA) & UPDATE != 0 {
+            std::thread::yield_now();
+        }
+        let result = vm.device.engine().run(chain).unwrap();
+        assert_eq!(result == Copied::Done, passes);
+    }
+    // On and off again.
+    let guest = vm.boot();
+    drop(guest.stream(0x10).unwrap());
+    drop(guest);
+    assert!(matches!(vm.device.engine().run(chain).unwrap(), Copied::Refused(_)), "GBPA.ABORT");
+}
+
+#[test]
+fn a_reset_and_another_boot() {
+    let vm = Vm::new(11);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    assert!(copy.arrives(&vm.ram, &vm.device));
+    // Nobody tells the guest.
+    std::mem::forget((stream, guest));
+    vm.vsmmu.reset().unwrap();
+    assert!(matches!(vm.device.engine().run(CHAIN).unwrap(), Copied::Refused(_)), "no such IPA");
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    assert!(Copy::new(&vm.ram, &stream).arrives(&vm.ram, &vm.device));
+}
+
+#[test]
+fn a_guest_crashes_and_the_next_one_boots_on_what_it_left() {
+    let vm = Vm::new(12);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    vm.device.engine().start(CHAIN).unwrap();
+    std::mem::forget((stream, guest));
+    // A crash kernel takes over, with the device still at work.
+    let guest = vm.boot();
+    assert!(matches!(vm.device.engine().run(CHAIN).unwrap(), Copied::Refused(_)));
+    let stream = guest.stream(0x10).unwrap();
+    let after = Copy::new(&vm.ram, &stream);
+    assert!(after.arrives(&vm.ram, &vm.device));
+    assert_ne!(copy.to, after.to);
+}
+
+#[test]
+fn a_device_is_unplugged_and_comes_back_elsewhere() {
+    let vm = Vm::new(13);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    assert!(copy.arrives(&vm.ram, &vm.device));
+    vm.vsmmu.unplug(vm.device.id()).unwrap();
+    assert!(!copy.arrives(&vm.ram, &vm.device), "nobody's device");
+    // The guest's driver lets go of what is gone.
+    stream.unmap(TO).unwrap();
+    drop(stream);
+    vm.vmm.plug(&vm.vsmmu, &vm.device, 0x20).unwrap();
+    assert!(matches!(vm.device.engine().run(CHAIN).unwrap(), Copied::Refused(_)));
+    let stream = guest.stream(0x20).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    assert!(copy.arrives(&vm.ram, &vm.device));
+    // The guest renumbers its buses.
+    vm.vsmmu.set_stream_id(vm.device.id(), Some(0x28)).unwrap();
+    assert!(!copy.arrives(&vm.ram, &vm.device));
+    let options = StreamOptions::default();
+    let _stream = guest.stream_in(0x28, options, stream.domain()).unwrap();
+    assert!(copy.arrives(&vm.ram, &vm.device));
+}
+
+#[test]
+fn two_vms_do_not_see_each_other() {
+    let [one, two] = [14, 15].map(Vm::new);
+    let guests = [&one, &two].map(Vm::boot);
+    let streams: Vec<_> = guests.iter().map(|guest| guest.stream(0x10).unwrap()).collect();
+    let copies: Vec<_> =
+        [&one, &two].iter().zip(&streams).map(|(vm, stream)| Copy::new(&vm.ram, stream)).collect();
+    std::thread::scope(|scope| {
+        let disturb = scope.spawn(|| {
+            for _ in 0..200 {
+                guests[1].smmu().run(&[Command::TlbiNsnhAll; 16]).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            assert!(copies[0].arrives(&one.ram, &one.device));
+            streams[0].unmap(TO).unwrap();
+            assert!(!copies[0].arrives(&one.ram, &one.device));
+            streams[0].map(TO, copies[0].to).unwrap();
+        }
+        disturb.join().unwrap();
+    });
+    assert!(copies[1].arrives(&two.ram, &two.device));
+    // Those of the first are there by now, and none is the second's.
+    assert!(!one.events(&guests[0]).is_empty());
+    assert_eq!(two.events_now(&guests[1]), []);
+}
+
+/// Runs last by its name only by chance; whenever it runs, nothing may have been reported.
+#[test]
+fn zz_nothing_stale_was_used() {
+    let reports = REPORTS.lock().unwrap();
+    assert!(reports.is_empty(), "{}", reports.join("\n"));
+}
