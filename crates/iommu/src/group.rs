@@ -111,9 +111,12 @@ impl Device {
         self.partial.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn drop_partial(&self, target: Target) {
+    /// `target` is about to have another handler: forgets what it was to get,
+    /// and what was to fall back to it.
+    fn drop_partial(&self, target: Target, state: &State) {
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
-        partial.retain(|request| request.target != target);
+        let falls_back = |other| target == Target::Rid && !state.attached.contains_key(&other);
+        partial.retain(|request| request.target != target && !falls_back(request.target));
     }
 }
 
@@ -248,7 +251,7 @@ impl Group {
         }
         Self::switch(&state, target, &attachment.domain)?;
         for device in state.devices() {
-            device.drop_partial(target);
+            device.drop_partial(target, &state);
         }
         state
             .attached
@@ -263,7 +266,7 @@ impl Group {
         let old = state.attached.remove(&target)?;
         for device in state.devices() {
             device.driver.block(&device, target, &old.domain);
-            device.drop_partial(target);
+            device.drop_partial(target, &state);
         }
         Some(old)
     }

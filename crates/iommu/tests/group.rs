@@ -249,3 +249,40 @@ fn a_request_that_nobody_handles_is_answered_invalid() {
     devices[0].report_page_request(pasid, Some(Target::Rid)).unwrap();
     assert_eq!(inbox.0.lock().unwrap().len(), 1);
 }
+
+#[test]
+fn requests_whose_last_one_never_comes_do_not_pile_up() {
+    let (_driver, group, devices) = five(false);
+    group.claim(ME).unwrap();
+    let attach = || {
+        let inbox = Arc::new(Inbox::default());
+        let domain = Domain::Paging(Arc::new(Empty));
+        group.attach(Target::Rid, Attachment { domain, faults: Some(inbox.clone()) }).unwrap();
+        inbox
+    };
+    let inbox = attach();
+    let report = |target, last| {
+        devices[0].report_page_request(request(target, 1, 0, last), Some(Target::Rid))
+    };
+    let len = |inbox: &Inbox| {
+        let groups = std::mem::take(&mut *inbox.0.lock().unwrap());
+        groups.iter().map(|group| group.requests().len()).collect::<Vec<_>>()
+    };
+    let taken = (0..10_000).filter(|_| report(Target::Rid, false).is_ok()).count();
+    assert_eq!(taken, 4096);
+    report(Target::Rid, true).unwrap();
+    assert_eq!(len(&inbox), [4097]);
+    // The hardware has lost some.
+    report(Target::Rid, false).unwrap();
+    devices[0].drop_partial_page_requests();
+    report(Target::Rid, true).unwrap();
+    assert_eq!(len(&inbox), [1]);
+    // Whoever comes next is not told of a part of what was another's, whatever its PASID.
+    for target in [Target::Rid, Target::Pasid(3)] {
+        report(target, false).unwrap();
+        group.detach(Target::Rid);
+        let next = attach();
+        report(target, true).unwrap();
+        assert_eq!(len(&next), [1]);
+    }
+}

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use arm_smmu_v3::Registers;
 use pagetable::{OutOfMemory, TableMemory};
@@ -22,6 +22,22 @@ pub struct Ram {
     good_reads: AtomicU64,
     /// The SMMU's reads of words are slow: others get a chance in between.
     pub slow: AtomicBool,
+    watch: RwLock<Option<Watch>>,
+    escapes: Mutex<Vec<Escape>>,
+}
+
+/// What the SMMU, and devices through it, may use while it is watched.
+#[derive(Default, Clone)]
+pub struct Watch {
+    pub readable: Vec<Range<u64>>,
+    pub writable: Vec<Range<u64>>,
+}
+
+/// An access that was not among those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Escape {
+    Read(u64),
+    Write(u64),
 }
 
 /// What is in use, by address, and what was given back, by log2 of its size.
@@ -41,6 +57,8 @@ impl Ram {
             failing_reads: AtomicU32::new(0),
             good_reads: AtomicU64::new(u64::MAX),
             slow: AtomicBool::new(false),
+            watch: RwLock::default(),
+            escapes: Mutex::default(),
         })
     }
 
@@ -51,6 +69,30 @@ impl Ram {
 
     pub fn get(&self, address: u64) -> u64 {
         self.words[address as usize / 8].load(Ordering::Acquire)
+    }
+
+    /// From now on, accesses other than these are escapes.
+    pub fn watch(&self, watch: Option<Watch>) {
+        *self.watch.write().unwrap() = watch;
+    }
+
+    /// What has escaped since the last time.
+    pub fn escapes(&self) -> Vec<Escape> {
+        std::mem::take(&mut *self.escapes.lock().unwrap())
+    }
+
+    fn observe(&self, escape: Escape, length: usize) {
+        let watch = &*self.watch.read().unwrap();
+        let Some(Watch { readable, writable }) = watch else { return };
+        let (ranges, at) = match escape {
+            Escape::Read(at) => (readable, at),
+            Escape::Write(at) => (writable, at),
+        };
+        let inside =
+            |range: &Range<u64>| range.start <= at && at.saturating_add(length as u64) <= range.end;
+        if !ranges.iter().any(inside) {
+            self.escapes.lock().unwrap().push(escape);
+        }
     }
 
     /// The SMMU can read no command after the next `count`.
@@ -121,10 +163,12 @@ impl Memory for Ram {
         if self.slow.load(Ordering::Relaxed) {
             std::thread::yield_now();
         }
+        self.observe(Escape::Read(address), 8);
         Ok(self.words(address, 1).ok_or(Abort)?[0].load(Ordering::Acquire))
     }
 
     fn compare_exchange(&self, address: u64, current: u64, new: u64) -> Result<u64, Abort> {
+        self.observe(Escape::Write(address), 8);
         let word = &self.words(address, 1).ok_or(Abort)?[0];
         let result = word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire);
         Ok(result.unwrap_or_else(|seen| seen))
@@ -149,6 +193,7 @@ impl Memory for Ram {
     }
 
     fn write(&self, address: u64, data: &[u8]) -> Result<(), Abort> {
+        self.observe(Escape::Write(address), data.len());
         for (n, byte) in data.iter().enumerate() {
             let at = address + n as u64;
             let shift = 8 * (at & 7);
