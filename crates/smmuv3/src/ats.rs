@@ -1,6 +1,7 @@
 //! PCIe ATS: translated transactions and translation requests (§3.9.1).
 
 use crate::config::{Context, Eats};
+use crate::explain::{Recorder, Step};
 use crate::fault::Fault;
 use crate::platform::Memory;
 use crate::resolve::origin;
@@ -53,16 +54,69 @@ pub enum AtsError {
     CompleterAbort,
 }
 
+/// How a transaction ends whose address ATS has translated, if not well.
+enum Refusal {
+    /// Aborted without an event.
+    Silent,
+    Fault(Fault, Option<Box<Context>>),
+    /// The STE could not be read or used: an event only for who asked for it (`CR2.REC_CFG_ATS`).
+    Configuration(Fault),
+}
+
+/// Without PASIDTT a translated transaction is unprivileged data without a PASID.
+fn without_pasid(transaction: &Transaction) -> Transaction {
+    Transaction { substream_id: None, privileged: false, instruction: false, ..*transaction }
+}
+
 impl<M: Memory, F: Fence> Smmu<M, F> {
     /// A transaction whose address ATS has translated (§3.9.1.3).
     pub(crate) fn translated(&self, transaction: &Transaction) -> Result<Translation, Refused> {
-        // Without PASIDTT a translated transaction is unprivileged data without a PASID.
-        let transaction = Transaction {
-            substream_id: None,
-            privileged: false,
-            instruction: false,
-            ..*transaction
-        };
+        let transaction = without_pasid(transaction);
+        self.pass(&transaction, true, &mut ()).map_err(|refusal| match refusal {
+            Refusal::Silent => Refused::Abort,
+            Refusal::Fault(fault, context) => {
+                self.refuse(&fault, &transaction, context.as_deref(), true)
+            }
+            Refusal::Configuration(fault) => {
+                if self.live.cr2().rec_cfg_ats() {
+                    // Without regard to RECINVSID.
+                    let event = fault.event(&origin(&transaction, None));
+                    self.record_any(&mut self.front.lock(), event, true);
+                    self.poll();
+                }
+                Refused::Abort
+            }
+        })
+    }
+
+    /// [`explain`](Self::explain) for such a transaction.
+    pub(crate) fn explained_translated(
+        &self,
+        transaction: &Transaction,
+        steps: &mut Vec<Step>,
+    ) -> Result<Translation, Event> {
+        let transaction = without_pasid(transaction);
+        self.pass(&transaction, false, steps).map_err(|refusal| {
+            let (fault, context, recorded) = match refusal {
+                Refusal::Silent => return Event::default(),
+                Refusal::Fault(fault, context) => (fault, context, fault.controls.record),
+                Refusal::Configuration(fault) => (fault, None, self.live.cr2().rec_cfg_ats()),
+            };
+            let event = fault.event(&origin(&transaction, context.as_deref()));
+            let stalls = fault.controls.stall && event.kind.can_stall();
+            steps.step(|| Step::Fault { event, recorded, stalls });
+            event
+        })
+    }
+
+    /// Lets such a transaction pass, or translates it as far as is left to do. Without `cached`, caches and tables
+    /// stay as they are.
+    fn pass<R: Recorder>(
+        &self,
+        transaction: &Transaction,
+        cached: bool,
+        recorder: &mut R,
+    ) -> Result<Translation, Refusal> {
         let passed = Translation {
             address: transaction.address,
             length: 0x1000 - (transaction.address & 0xfff),
@@ -71,67 +125,50 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             instruction: false,
         };
         let forbidden = Fault::configuration(EventKind::TranslForbidden);
+        let within = transaction.address >> self.options.oas == 0;
         let cr0 = self.live.cr0();
         if !cr0.smmuen() || !self.options.ats {
-            return Err(self.refuse(&forbidden, &transaction, None, false));
+            return Err(Refusal::Fault(forbidden, None));
         }
         if !cr0.atschk() {
-            return if transaction.address >> self.options.oas == 0 {
-                Ok(passed)
-            } else {
-                Err(Refused::Abort)
-            };
+            return if within { Ok(passed) } else { Err(Refusal::Silent) };
         }
-        let context = match self.fetch_ste(transaction.stream_id, &mut ()) {
-            Ok(context) => context,
-            Err(fault) => {
-                if self.live.cr2().rec_cfg_ats() {
-                    // Without regard to RECINVSID.
-                    let event = fault.event(&origin(&transaction, None));
-                    self.record_any(&mut self.front.lock(), event, true);
-                    self.poll();
-                }
-                return Err(Refused::Abort);
-            }
-        };
+        let context =
+            self.fetch_ste(transaction.stream_id, recorder).map_err(Refusal::Configuration)?;
         if context.abort {
-            return Err(Refused::Abort);
+            return Err(Refusal::Silent);
         }
+        let fault = |fault| Refusal::Fault(fault, Some(Box::new(context.clone())));
         match (context.eats, &context.stage2) {
-            (Eats::Full, _) if transaction.address >> self.options.oas == 0 => Ok(passed),
-            (Eats::Full, _) => Err(Refused::Abort),
+            (Eats::Full, _) if within => Ok(passed),
+            (Eats::Full, _) => Err(Refusal::Silent),
             (Eats::SplitStage, Some(stage2)) => {
-                let wanted = context.wanted(&transaction);
-                let before = Some(self.before(&context));
+                if !within {
+                    return Err(fault(Fault::bypassed_stage1()));
+                }
                 let mut walker = Walker {
                     memory: &self.memory,
                     tlb: &self.tlb,
                     context: &context,
                     oas: self.options.oas,
-                    before,
-                    recorder: &mut (),
+                    before: cached.then(|| self.before(&context)),
+                    recorder,
                 };
-                let result = if transaction.address >> self.options.oas != 0 {
-                    Err(Fault::bypassed_stage1())
-                } else {
-                    walker.stage2(stage2, transaction.address, wanted, Class::In)
-                };
-                match result {
-                    Ok(output) => Ok(Translation {
-                        address: output.address,
-                        length: (1 << output.size)
-                            - (transaction.address & ((1 << output.size) - 1)),
-                        attributes: transaction.attributes.through_stage2(
-                            output.memory,
-                            output.shareability,
-                            stage2.fwb,
-                        ),
-                        ..passed
-                    }),
-                    Err(fault) => Err(self.refuse(&fault, &transaction, Some(&context), true)),
-                }
+                let wanted = context.wanted(transaction);
+                let output =
+                    walker.stage2(stage2, transaction.address, wanted, Class::In).map_err(fault)?;
+                Ok(Translation {
+                    address: output.address,
+                    length: (1 << output.size) - (transaction.address & ((1 << output.size) - 1)),
+                    attributes: transaction.attributes.through_stage2(
+                        output.memory,
+                        output.shareability,
+                        stage2.fwb,
+                    ),
+                    ..passed
+                })
             }
-            _ => Err(self.refuse(&forbidden, &transaction, Some(&context), false)),
+            _ => Err(fault(forbidden)),
         }
     }
 

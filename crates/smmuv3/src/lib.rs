@@ -6,7 +6,8 @@
 //! SMMU as consumer) and `queues` (as producer). `fetch` finds STEs and CDs, `config` decodes them into a context once,
 //! `translate` walks; a fault is neutral until `resolve` turns it into an event. `cache` remembers: `slot` is an
 //! entry read without a lock, `generation` forgets address spaces in constant time, `in_flight` is why a `CMD_SYNC`
-//! means what it says. `accelerator` hands streams to somebody else.
+//! means what it says. `accelerator` hands streams to somebody else. `stale` compares what caches answered with
+//! memory, for who asks.
 #![forbid(unsafe_code)]
 // The hit path is one function in the end.
 #![allow(clippy::inline_always)]

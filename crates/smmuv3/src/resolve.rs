@@ -99,6 +99,9 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         steps: &mut Vec<Step>,
     ) -> Result<Translation, Event> {
         let silent = Event::default();
+        if transaction.translated {
+            return self.explained_translated(transaction, steps);
+        }
         if !self.live.cr0().smmuen() {
             steps.step(|| Step::Disabled { abort: self.live.gbpa().abort() });
             return self.disabled(transaction).map_err(|_| silent);

@@ -7,13 +7,11 @@ use super::scope::Scope;
 use super::words::{first_change, words};
 use crate::ats::{AtsRequest, AtsTranslation};
 use crate::config::{Context, Eats};
-use crate::explain::{Explanation, Step};
+use crate::explain::Step;
 use crate::platform::Memory;
-use crate::resolve::origin;
 use crate::smmu::Smmu;
 use crate::sync::Fence;
 use crate::transaction::{Refused, Transaction, Translation};
-use crate::translate::Walker;
 use crate::wire::{Class, Event};
 
 /// The untranslated access that a translated one stands for.
@@ -178,8 +176,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         transaction: &Transaction,
         used: &Translation,
     ) {
-        let Some((now, explanation)) = self.split_stage2(transaction, used) else { return };
         let Some(context) = self.configured(transaction.stream_id, None) else { return };
+        if context.eats != Eats::SplitStage {
+            return;
+        }
+        let (now, explanation) = self.explain(transaction);
         let key = PageKey {
             regime: context.vm.regime,
             tag: context.vm.tag,
@@ -198,7 +199,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             ledger.settle(note);
             return ledger.agree(key, words(&explanation));
         }
-        if self.split_stage2(transaction, used).is_none_or(|(second, _)| right(&second)) {
+        if right(&self.explain(transaction).0) {
             return;
         }
         let memory = words(&explanation);
@@ -220,26 +221,5 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             permissions: None,
         };
         self.conclude(checker, &difference, &seen, (now, explanation));
-    }
-
-    /// What memory says of such an IPA; `None` if the stream is not (any more) under split-stage ATS.
-    fn split_stage2(&self, transaction: &Transaction, used: &Translation) -> Option<Answer> {
-        let mut steps = Vec::new();
-        let context = self.fetch_ste(transaction.stream_id, &mut steps).ok()?;
-        let stage2 = context.stage2.as_ref().filter(|_| context.eats == Eats::SplitStage)?;
-        let wanted = context.wanted(transaction);
-        let mut walker = Walker {
-            memory: &self.memory,
-            tlb: &self.tlb,
-            context: &context,
-            oas: self.options.oas,
-            before: None,
-            recorder: &mut steps,
-        };
-        let result = match walker.stage2(stage2, transaction.address, wanted, Class::In) {
-            Ok(output) => Ok(Translation { address: output.address, ..*used }),
-            Err(fault) => Err(fault.event(&origin(transaction, Some(&context)))),
-        };
-        Some((result, Explanation { steps }))
     }
 }

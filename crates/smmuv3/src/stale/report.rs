@@ -88,8 +88,8 @@ impl fmt::Display for Proof {
                  the commands and a CMD_SYNC come in between (IHI 0070 §3.21)"
             }
             Self::Synchronized => {
-                "it was seen, then software submitted a CMD_SYNC, which completed, \
-                 and it is still in use"
+                "after it was first seen, software submitted a CMD_SYNC, which completed; \
+                 it is still in use"
             }
             Self::Used => {
                 "reported at its first use, as asked for; \
@@ -176,6 +176,17 @@ impl Stale {
     }
 }
 
+/// Whether it matters that a command that could be limited to leaves is not.
+fn names_more_than_leaves(change: &Change, command: &Command) -> bool {
+    match command {
+        Command::CfgiSte { leaf, .. } | Command::CfgiCd { leaf, .. } => !leaf,
+        Command::TlbiNhVa(va) | Command::TlbiEl2Va(va) | Command::TlbiS2Ipa(va) => {
+            !va.leaf && !change.was_leaf()
+        }
+        _ => false,
+    }
+}
+
 impl fmt::Display for Stale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Transaction { stream_id, substream_id, .. } = self.transaction;
@@ -225,7 +236,13 @@ impl fmt::Display for Stale {
         writeln!(f, "help: after this change, and before the old one may be reused, issue")?;
         writeln!(f, "   |")?;
         for command in &self.commands {
-            writeln!(f, "   |     {command}")?;
+            let above =
+                if self.change.is_some_and(|change| names_more_than_leaves(&change, command)) {
+                    "   (not Leaf: what leads there has changed)"
+                } else {
+                    ""
+                };
+            writeln!(f, "   |     {command}{above}")?;
         }
         writeln!(f, "   |     CMD_SYNC")?;
         writeln!(f, "   |")?;

@@ -197,17 +197,26 @@ impl Change {
     }
 
     fn descriptor(&self, value: u64) -> &'static str {
-        let last = matches!(
-            self.place,
-            Place::Stage1 { level: pagetable::LAST_LEVEL }
-                | Place::Stage2 { level: pagetable::LAST_LEVEL, .. }
-        );
+        let stage2 = matches!(self.place, Place::Stage2 { .. });
+        let (Place::Stage1 { level } | Place::Stage2 { level, .. }) = self.place else { return "" };
+        let last = level == pagetable::LAST_LEVEL;
         match (value & format::VALID != 0, value & format::TABLE != 0, last) {
-            (false, ..) => "invalid",
-            (true, true, true) => "a page",
-            (true, true, false) => "a table",
-            (true, false, false) => "a block",
-            (true, false, true) => "reserved",
+            (false, ..) => return "invalid",
+            (true, true, false) => return "a table",
+            (true, false, true) => return "reserved: invalid",
+            _ => {}
+        }
+        // Stage 1 takes write permission away with the bit by which stage 2 grants it.
+        let write = value & format::AP_READ_ONLY != 0;
+        match (last, stage2, value & format::S2AP_READ != 0, write) {
+            (true, false, _, false) | (true, true, true, true) => "a page, writable",
+            (true, false, _, true) | (true, true, true, false) => "a page, read-only",
+            (true, true, false, true) => "a page, write-only",
+            (true, true, false, false) => "a page without access",
+            (false, false, _, false) | (false, true, true, true) => "a block, writable",
+            (false, false, _, true) | (false, true, true, false) => "a block, read-only",
+            (false, true, false, true) => "a block, write-only",
+            (false, true, false, false) => "a block without access",
         }
     }
 

@@ -345,8 +345,9 @@ impl Duel {
             self.conflict(&answer);
         }
         // An explanation updates nothing, so it cannot know that an update is refused.
-        let explained = (kind == Kind::Ordinary && probe % 16 == 5 && plan.rom.0 == 0)
-            .then(|| self.rig.explain(&transaction(incoming)).0);
+        let asked = Transaction { translated: kind == Kind::Translated, ..transaction(incoming) };
+        let explained = (kind != Kind::Request && probe % 16 == 5 && plan.rom.0 == 0)
+            .then(|| self.rig.explain(&asked).0);
         let found = self.model(kind, incoming);
         let (count, record) = self.rig.events();
         let log = self.rig.ram.take_log();

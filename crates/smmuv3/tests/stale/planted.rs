@@ -76,7 +76,7 @@ fn tlbi_by_va() {
                 "used:   0x300008",
                 "memory: 0x310008",
                 &format!("changed: the stage 1 level 3 descriptor at {leaf:#x}"),
-                "was 0x0000000000300f43  a page",
+                "was 0x0000000000300f43  a page, writable",
                 "now 0x0000000000310f43  a page",
                 "CMD_TLBI_NH_VA VMID=0 ASID=7 VA=0x40005000 Leaf",
                 "CMD_SYNC",
@@ -162,7 +162,15 @@ fn tlbi_of_a_table() {
         let change = stale.change.unwrap();
         assert_eq!((change.place, change.address), (Place::Stage1 { level: 2 }, at));
         assert_eq!(commands(&stale), ["CMD_TLBI_NH_VA VMID=0 ASID=7 VA=0x40005000"]);
-        assert_tells(&stale, &["a table", "a table", "with Leaf it keeps what leads there"]);
+        assert_tells(
+            &stale,
+            &[
+                "a table",
+                "a table",
+                "VA=0x40005000   (not Leaf: ",
+                "with Leaf it keeps what leads there",
+            ],
+        );
     }
 }
 
@@ -295,6 +303,11 @@ fn tlbi_by_ipa_without_the_stage_1_above() {
                 "these were not enough",
                 "covers the stage 2 translation, not what both stages made of it",
             ],
+        );
+        let readme = include_str!("../../README.md");
+        assert!(
+            readme.contains(&stale.to_string()),
+            "the README shows another report than\n{stale}"
         );
     }
 }
