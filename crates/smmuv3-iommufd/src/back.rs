@@ -127,33 +127,33 @@ impl Back {
         Refusal::Unknown
     }
 
-    /// Finds out what a failure means. `commands` are those that were given to the host.
-    fn refusal(
-        &self,
-        viommu: &Viommu,
-        commands: &[[u64; 2]],
-        failure: &InvalidateError,
-    ) -> Refusal {
-        let done = failure.done;
-        match failure.error.raw_os_error() {
-            Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP) if done < commands.len() => {
-                // Linux up to 7.3 counts commands as done that it has looked at only. Twice does no harm.
-                if let Err(error) = self.call(viommu, &commands[..done]) {
-                    return self.failed(&error);
+    /// Carries out a batch, and finds the command that is at fault if one is.
+    fn execute(&self, viommu: &Viommu, commands: &[[u64; 2]]) -> Result<(), Refusal> {
+        // Those before are complete.
+        let mut from = 0;
+        loop {
+            let rest = &commands[from..];
+            let Err(failure) = self.call(viommu, rest) else { return Ok(()) };
+            let done = failure.done;
+            match failure.error.raw_os_error() {
+                Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP) if done == 0 => {
+                    if count(&self.counters.commands_refused) {
+                        let command = rest.first().and_then(Command::decode);
+                        tracing::warn!(?command, error = %failure.error, "the host refuses a command");
+                    }
+                    return Err(Refusal::Illegal { index: from });
                 }
-                if count(&self.counters.commands_refused) {
-                    let command = Command::decode(&commands[done]);
-                    tracing::warn!(?command, error = %failure.error, "the host refuses a command");
+                Some(libc::EIO | libc::EINVAL | libc::EOPNOTSUPP) if done < rest.len() => {
+                    // Linux up to 7.3 counts commands as done that it has looked at only; and an error may be about
+                    // them, not about the next. So both parts again, each by itself: twice does no harm.
+                    self.call(viommu, &rest[..done]).map_err(|error| self.failed(&error))?;
+                    from += done;
                 }
-                Refusal::Illegal { index: done }
+                Some(libc::ETIMEDOUT) if commands.iter().any(is_atc_inv) => {
+                    return self.again(viommu, commands).and(Err(Refusal::AtcTimeout));
+                }
+                _ => return Err(self.failed(&failure)),
             }
-            Some(libc::ETIMEDOUT) if commands.iter().any(is_atc_inv) => {
-                match self.again(viommu, commands) {
-                    Ok(()) => Refusal::AtcTimeout,
-                    Err(refusal) => refusal,
-                }
-            }
-            _ => self.failed(failure),
         }
     }
 }
@@ -182,12 +182,10 @@ impl Accelerator for Back {
             .filter(|(_, c)| stream(c).is_none_or(|sid| streams.contains_key(&sid)))
             .map(|(position, command)| (position, *command))
             .unzip();
-        if let Err(failure) = self.call(&viommu, &known) {
-            return Err(match self.refusal(&viommu, &known, &failure) {
-                Refusal::Illegal { index } => Refusal::Illegal { index: positions[index] },
-                other => other,
-            });
-        }
+        self.execute(&viommu, &known).map_err(|refusal| match refusal {
+            Refusal::Illegal { index } => Refusal::Illegal { index: positions[index] },
+            other => other,
+        })?;
         if self.repeat.load(Ordering::Relaxed) {
             // Each call ends with a CMD_SYNC.
             self.again(&viommu, &known)?;

@@ -1,4 +1,4 @@
-//! Stage 2 of a VM: one page table for all of its SMMUs, if the hardware lets it.
+//! Stage 2 of a VM: the page tables that its vIOMMUs stand on.
 
 use std::io;
 use std::sync::{Arc, Weak};
@@ -7,13 +7,16 @@ use parking_lot::Mutex;
 
 use crate::host::{Host, Object};
 
-/// The nesting parents of a VM, shared by its vSMMUs.
+/// The nesting parents of a VM, for all of its vSMMUs.
 ///
-/// vSMMUs over one physical SMMU, or over several that are alike, share a page table; where the host refuses that,
-/// there is another one over the same IOAS, and every map of guest memory costs once more.
+/// The VMID of a vIOMMU is that of its page table. So vSMMUs over one page table share their ASIDs where they share
+/// an SMMU of the host, and a guest that uses an ASID for one thing on one vSMMU and for another on the other finds its
+/// translations mixed up. For a guest that does not, [`shared`](Self::shared) saves a copy of the tables, and time whenever
+/// guest memory is mapped.
 pub struct NestParents {
     host: Arc<dyn Host>,
     ioas: u32,
+    share: bool,
     /// Made by the VMM, which also destroys them.
     given: Mutex<Vec<u32>>,
     made: Mutex<Vec<Weak<Object>>>,
@@ -35,27 +38,40 @@ impl NestParent {
 }
 
 impl NestParents {
-    /// Page tables are made over `ioas`, which has the guest's memory at guest-physical addresses.
+    /// A page table for each vSMMU, over an IOAS that has the guest's memory at guest-physical addresses.
     pub fn new(host: Arc<dyn Host>, ioas: u32) -> Arc<Self> {
-        Arc::new(Self { host, ioas, given: Mutex::default(), made: Mutex::default() })
+        Self::with(host, ioas, false)
     }
 
-    /// Has `page_table` tried first: one that was allocated with `IOMMU_HWPT_ALLOC_NEST_PARENT`.
-    /// It has to outlive the vSMMUs.
+    /// A page table for all vSMMUs, or as few as the host's hardware lets there be: for guests that use an ASID for the
+    /// same address space on all of their SMMUs.
+    pub fn shared(host: Arc<dyn Host>, ioas: u32) -> Arc<Self> {
+        Self::with(host, ioas, true)
+    }
+
+    fn with(host: Arc<dyn Host>, ioas: u32, share: bool) -> Arc<Self> {
+        Arc::new(Self { host, ioas, share, given: Mutex::default(), made: Mutex::default() })
+    }
+
+    /// Has `page_table` tried first, by all vSMMUs: one that was allocated with `IOMMU_HWPT_ALLOC_NEST_PARENT`. It has
+    /// to outlive them.
     pub fn adopt(&self, page_table: u32) {
         self.given.lock().push(page_table);
     }
 
-    /// The ids of the page tables in use.
+    /// The ids of the page tables in use, and of those adopted.
     pub fn ids(&self) -> Vec<u32> {
-        self.candidates().iter().map(NestParent::id).collect()
+        let made = self.made.lock();
+        let made = made.iter().filter_map(Weak::upgrade).map(|object| object.id);
+        self.given.lock().iter().copied().chain(made).collect()
     }
 
     fn candidates(&self) -> Vec<NestParent> {
         let mut made = self.made.lock();
         made.retain(|parent| parent.strong_count() > 0);
-        let made = made.iter().filter_map(Weak::upgrade).map(NestParent::Made);
-        self.given.lock().iter().copied().map(NestParent::Given).chain(made).collect()
+        let made = made.iter().filter(|_| self.share).filter_map(Weak::upgrade);
+        let given = self.given.lock();
+        given.iter().copied().map(NestParent::Given).chain(made.map(NestParent::Made)).collect()
     }
 
     /// A vIOMMU for the SMMU that `device` is behind, after what it stands on.
@@ -63,6 +79,7 @@ impl NestParents {
         for parent in self.candidates() {
             match self.host.viommu(device, parent.id()) {
                 Ok(id) => return Ok((parent, Object::new(&self.host, id))),
+                // For another SMMU.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(error) => return Err(error),
             }

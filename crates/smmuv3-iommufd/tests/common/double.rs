@@ -1,7 +1,7 @@
 //! An iommufd that keeps its rules and does nothing else: objects and who uses them, what a device is attached to, and
 //! which StreamIDs there are. It can fail at any call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -59,7 +59,7 @@ struct State {
     devices: BTreeMap<u32, Bound>,
     calls: Vec<Call>,
     fail_in: Option<u32>,
-    refusals: Vec<(usize, i32)>,
+    refusals: VecDeque<Option<(usize, i32)>>,
     events: Option<UnixDatagram>,
     faults: Option<UnixDatagram>,
     violations: Vec<String>,
@@ -130,7 +130,12 @@ impl Double {
 
     /// The next invalidation executes `done` commands, then fails.
     pub fn refuse(&self, done: usize, errno: i32) {
-        self.lock().refusals.push((done, errno));
+        self.lock().refusals.push_back(Some((done, errno)));
+    }
+
+    /// The next invalidation does not fail.
+    pub fn accept(&self) {
+        self.lock().refusals.push_back(None);
     }
 
     /// The call after `calls` more fails; `None`: none does. Returns whether the last one set has failed.
@@ -344,7 +349,7 @@ impl Host for Double {
         if !matches!(state.objects.get(&viommu), Some(Object::Viommu { .. })) {
             state.violations.push("no such vIOMMU".into());
         }
-        let refusal = if state.refusals.is_empty() { None } else { Some(state.refusals.remove(0)) };
+        let refusal = state.refusals.pop_front().flatten();
         let executed = refusal.map_or(commands.len(), |(done, _)| done);
         state.calls.push(Call::Invalidate(commands[..executed.min(commands.len())].to_vec()));
         match refusal {

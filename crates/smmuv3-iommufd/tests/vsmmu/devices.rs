@@ -135,12 +135,12 @@ fn a_device_that_comes_late_is_held_to_the_promise() {
 }
 
 #[test]
-fn vsmmus_share_a_stage_2_where_the_hardware_lets_them() {
+fn vsmmus_share_a_stage_2_if_they_may_and_the_hardware_lets_them() {
     let host = Double::new(1);
     // Behind another SMMU of the same kind, and one of another kind.
     host.add(2, 1, info());
     host.add(3, 10, info());
-    let parents = NestParents::new(host.clone(), IOAS);
+    let parents = NestParents::shared(host.clone(), IOAS);
     let vms: Vec<Vm> = (1..=3)
         .map(|device| {
             let vm = Vm::with(&host, options(&host), &parents);
@@ -168,6 +168,15 @@ fn vsmmus_share_a_stage_2_where_the_hardware_lets_them() {
     vm.vsmmu.plug(host.device(1)).unwrap();
     assert_eq!(vm.vsmmu.nest_parent(), Some(given));
     drop(vm);
+    // Unless told, they do not: ASIDs are of one vSMMU each.
+    let parents = NestParents::new(host.clone(), IOAS);
+    let vms = [1, 2].map(|device| {
+        let vm = Vm::with(&host, options(&host), &parents);
+        vm.vsmmu.plug(host.device(device)).unwrap();
+        vm
+    });
+    assert_ne!(vms[0].vsmmu.nest_parent(), vms[1].vsmmu.nest_parent());
+    drop(vms);
     assert_eq!(host.objects().len(), 1);
     assert_eq!(host.violations(), Vec::<String>::new());
 }
