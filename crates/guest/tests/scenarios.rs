@@ -2,6 +2,7 @@
 //!
 //! The stale-translation checker is on for the host's SMMUs, and has nothing to say.
 
+use std::fmt::Write;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::FromRawFd;
@@ -29,11 +30,12 @@ fn install() {
     ONCE.call_once(|| {
         let mut file = "check-stale = \"reuse\"\ngrant = [\"ipc-lock\"]\n".to_owned();
         for name in ["s0", "s1"] {
-            file += &format!("[[iommu]]\nname = \"{name}\"\nmodel = \"smmuv3\"\n");
+            let _ = write!(file, "[[iommu]]\nname = \"{name}\"\nmodel = \"smmuv3\"\n");
         }
         for n in 0..32 {
             let smmu = if n < 28 { "s0" } else { "s1" };
-            file += &format!("[[device]]\nname = \"e{n}\"\nmodel = \"ioat\"\niommu = \"{smmu}\"\n");
+            let _ =
+                write!(file, "[[device]]\nname = \"e{n}\"\nmodel = \"ioat\"\niommu = \"{smmu}\"\n");
         }
         let machine = softiommu::Machine::from_toml(&file).unwrap();
         softiommu::install_with(machine, |report| REPORTS.lock().unwrap().push(report.to_owned()))
