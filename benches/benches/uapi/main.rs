@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use benches::{Goal, Race, Report};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use softiommu::{Grant, Machine};
+use softiommu::{Grant, Machine, Model};
 
 use uapi::selftest::iommu_viommu_invalidate_selftest;
 
