@@ -79,13 +79,35 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
         &self.faults
     }
 
-    /// From now on, events of a stream are for the guest of that attachment, if it is a guest's.
-    fn route(&self, stream_id: u32, attachment: &Attachment<R, M>) {
+    /// Attaches a stream, and has its events go to the guest that it is given to, if it is: those from before do not, nor
+    /// those from after it was taken away.
+    fn attach_stream(
+        &self,
+        stream: &Stream<R, M>,
+        attachment: Attachment<R, M>,
+    ) -> Result<(), Error> {
+        let guest = match &attachment {
+            Attachment::Nested(nested) => Arc::downgrade(nested.viommu()),
+            _ => Weak::new(),
+        };
+        let old = self.faults.ports.read().get(&stream.id()).map(|port| port.guest.clone());
+        let old = old.unwrap_or_default();
+        if old.ptr_eq(&guest) {
+            return stream.attach(attachment);
+        }
+        self.settle_events();
+        self.route(stream.id(), &Weak::new());
+        let result = stream.attach(attachment);
+        if result.is_ok() {
+            self.settle_events();
+        }
+        self.route(stream.id(), if result.is_ok() { &guest } else { &old });
+        result
+    }
+
+    fn route(&self, stream_id: u32, guest: &Weak<Viommu<R, M>>) {
         if let Some(port) = self.faults.ports.write().get_mut(&stream_id) {
-            port.guest = match attachment {
-                Attachment::Nested(nested) => Arc::downgrade(nested.viommu()),
-                _ => Weak::new(),
-            };
+            port.guest = guest.clone();
         }
     }
 
@@ -222,13 +244,7 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
     ) -> Result<(), iommu::Error> {
         let stream = Self::stream(device)?;
         let result = match (target, self.attachment(new)?) {
-            (Target::Rid, attachment) => {
-                let result = stream.attach(attachment.clone());
-                if result.is_ok() {
-                    self.route(stream.id(), &attachment);
-                }
-                result
-            }
+            (Target::Rid, attachment) => self.attach_stream(stream, attachment),
             (Target::Pasid(pasid), Attachment::Blocked) => stream.detach_pasid(pasid),
             (Target::Pasid(pasid), Attachment::Paging(domain)) => {
                 stream.attach_pasid(pasid, &domain)
@@ -247,8 +263,10 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> iommu::Driver for Driver<R,
         let Ok(stream) = Self::stream(device) else { return };
         let result = match target {
             Target::Rid => {
-                self.route(stream.id(), &Attachment::Blocked);
-                stream.attach(Attachment::Blocked)
+                let result = self.attach_stream(stream, Attachment::Blocked);
+                // Blocked or not, it is the guest's no longer.
+                self.route(stream.id(), &Weak::new());
+                result
             }
             Target::Pasid(pasid) => stream.detach_pasid(pasid),
         };

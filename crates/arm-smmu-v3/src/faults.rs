@@ -116,11 +116,13 @@ pub(crate) type Ports<R, M> = RwLock<BTreeMap<u32, Port<R, M>>>;
 pub(crate) struct Faults<R: Registers, M: DmaMemory> {
     pub(crate) ports: Ports<R, M>,
     log: Mutex<Log>,
+    /// Stalled transactions that were found when it was not the time to deal with them.
+    stalled: Mutex<Vec<Event>>,
 }
 
 impl<R: Registers, M: DmaMemory> Default for Faults<R, M> {
     fn default() -> Self {
-        Self { ports: RwLock::default(), log: Mutex::default() }
+        Self { ports: RwLock::default(), log: Mutex::default(), stalled: Mutex::default() }
     }
 }
 
@@ -154,7 +156,8 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
         if errors.0 != 0 {
             self.blame(None, Cause::Global(errors));
         }
-        let events = self.smmu().events();
+        let mut events = self.smmu().events();
+        events.records.splice(..0, std::mem::take(&mut *self.faults().stalled.lock()));
         let requests = self.smmu().page_requests();
         let found = !events.records.is_empty() || !requests.records.is_empty();
         if events.overflow {
@@ -192,6 +195,19 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
         let ports = self.faults().ports.read();
         let port = ports.get(&stream_id);
         port.map_or((None, None), |port| (port.device.upgrade(), port.guest.upgrade()))
+    }
+
+    /// A stream is about to change hands: what has been recorded so far goes to whom it concerns now.
+    pub(crate) fn settle_events(&self) {
+        let events = self.smmu().events();
+        if events.overflow {
+            self.blame(None, Cause::EventsLost);
+        }
+        // Who handles page requests is asked for under a lock that is held by who attaches.
+        let (stalled, others): (Vec<_>, Vec<_>) =
+            events.records.into_iter().partition(|event| event.stall);
+        self.faults().stalled.lock().extend(stalled);
+        others.into_iter().for_each(|event| self.handle_event(event));
     }
 
     fn handle_event(&self, event: Event) {

@@ -122,12 +122,13 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     /// Has streams that keep translations of a domain forget those of a range. One that does not answer may not use
     /// any from now on, and is given no more.
     pub(crate) fn forget_atc(&self, users: &[AtsUser], range: &Range<u64>) -> Result<(), Error> {
+        let users: Vec<_> = users.iter().filter(|user| self.permits_ats(user.sid)).collect();
         let commands: Vec<_> = users.iter().map(|user| user.forget(range)).collect();
         let Err(error) = self.run(&commands) else { return Ok(()) };
         if !matches!(error, CommandsError::AtcTimeout { .. }) {
             return Err(error.into());
         }
-        for (user, command) in users.iter().zip(commands) {
+        for (user, command) in users.into_iter().zip(commands) {
             match self.run(&[command]) {
                 Err(CommandsError::AtcTimeout { .. }) => self.revoke_ats(user.sid)?,
                 result => result?,

@@ -149,6 +149,10 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         let stream = Self { smmu: smmu.clone(), id, options, state: Mutex::new(State::new()) };
         smmu.permit_ats(id);
         stream.smmu.write_ste(id, aborting())?;
+        if options.ats {
+            // From an earlier life.
+            stream.forget_atc(AtsUser { sid: id, ssid: None, whole: true })?;
+        }
         Ok(stream)
     }
 
@@ -204,11 +208,9 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
             }
             Attachment::Blocked | Attachment::Identity => {}
         }
-        let users = |attachment: &Attachment<R, M>| {
-            let user = attachment.ats(self.id).filter(|_| self.options.ats);
-            user.map(|(domain, user)| (domain.clone(), user))
-        };
-        let (was, will) = (users(&state.attachment), users(&new));
+        let will = new.ats(self.id).filter(|_| self.options.ats);
+        let will = will.map(|(domain, user)| (domain.clone(), user));
+        let was = self.in_ats(state, None);
         self.change(state, Some(&new), will, was, |state| self.attach_with(state, &new))?;
         state.attachment = new;
         Ok(())
@@ -238,8 +240,8 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
             return Err(Error::Unsupported("PASIDs beside a stage 2"));
         }
         let user = AtsUser { sid: self.id, ssid: Some(pasid), whole: false };
-        let users = |domain: &Arc<Domain<R, M>>| self.options.ats.then(|| (domain.clone(), user));
-        let (was, will) = (state.pasids.get(&pasid).and_then(users), users(domain));
+        let will = self.options.ats.then(|| (domain.clone(), user));
+        let was = self.in_ats(state, Some(pasid));
         let new = Attachment::Paging(domain.clone());
         self.change(state, Some(&new), will, was, |state| {
             self.set_cd(state, pasid, cd)?;
@@ -259,9 +261,10 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
     /// Has the transactions with a PASID abort. No error if nothing is attached.
     pub fn detach_pasid(&self, pasid: u32) -> Result<(), Error> {
         let state = &mut *self.state.lock();
-        let Some(old) = state.pasids.get(&pasid) else { return Ok(()) };
-        let user = AtsUser { sid: self.id, ssid: Some(pasid), whole: false };
-        let was = self.options.ats.then(|| (old.clone(), user));
+        if !state.pasids.contains_key(&pasid) {
+            return Ok(());
+        }
+        let was = self.in_ats(state, Some(pasid));
         self.change(state, None, None, was, |state| {
             self.set_cd(state, pasid, Cd::default())?;
             let old = state.pasids.remove(&pasid);
@@ -295,7 +298,7 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         if let Err(Error::Commands(_)) = result {
             let doubtful = state.doubtful();
             doubtful.attachments.extend(new.cloned());
-            doubtful.ats.extend(will);
+            doubtful.ats.extend([was, will].into_iter().flatten());
             return result;
         }
         // Of the two, the one that the stream is not on.
@@ -326,14 +329,29 @@ impl<R: Registers, M: DmaMemory> Stream<R, M> {
         }
         self.smmu.write_ste(self.id, self.ste(state, &state.attachment))?;
         let Some(doubtful) = state.doubtful.take() else { return Ok(()) };
-        for (domain, user) in &doubtful.ats {
-            if let Err(error) = self.forget_atc(*user) {
-                state.doubtful = Some(doubtful);
-                return Err(error);
-            }
-            domain.remove_ats(*user);
+        let Some((_, user)) = doubtful.ats.first() else { return Ok(()) };
+        if let Err(error) = self.forget_atc(*user) {
+            state.doubtful = Some(doubtful);
+            return Err(error);
         }
+        // Whichever of the two it is on now, that one goes on telling it of invalidations.
+        if let Some((domain, user)) = self.in_ats(state, user.ssid) {
+            domain.add_ats(user);
+        }
+        doubtful.ats.iter().for_each(|(domain, user)| domain.remove_ats(*user));
         Ok(())
+    }
+
+    /// Who tells the stream, or one of its PASIDs, of invalidations.
+    fn in_ats(&self, state: &State<R, M>, ssid: Option<u32>) -> Option<InAts<R, M>> {
+        let (domain, user) = match ssid {
+            None => state.attachment.ats(self.id)?,
+            Some(pasid) => {
+                let domain = state.pasids.get(&pasid)?;
+                (domain, AtsUser { sid: self.id, ssid, whole: false })
+            }
+        };
+        self.options.ats.then(|| (domain.clone(), user))
     }
 
     fn check(&self, domain: &Domain<R, M>) -> Result<(), Error> {
@@ -418,13 +436,12 @@ impl<R: Registers, M: DmaMemory> Drop for Stream<R, M> {
             // Nobody will say what is to become of them.
             let _ = self.smmu.run(&[Command::StallTerm { sid: self.id, ssec: false }]);
         }
-        let state = self.state.get_mut();
-        if let Some((domain, user)) = state.attachment.ats(self.id) {
-            domain.remove_ats(user);
-        }
-        for (pasid, domain) in &state.pasids {
-            domain.remove_ats(AtsUser { sid: self.id, ssid: Some(*pasid), whole: false });
-        }
+        let state = self.state.lock();
+        let targets = state.pasids.keys().copied().map(Some).chain([None]);
+        let attached = targets.filter_map(|ssid| self.in_ats(&state, ssid));
+        let doubtful = state.doubtful.iter().flat_map(|doubtful| doubtful.ats.iter().cloned());
+        attached.chain(doubtful).for_each(|(domain, user)| domain.remove_ats(user));
+        drop(state);
         self.smmu.claims.lock().remove(&self.id);
     }
 }

@@ -155,12 +155,62 @@ fn a_device_that_does_not_answer_is_on_its_own() {
     assert_eq!(host.read(SID + 1, 0x10_1000), Some((1 << 30) + 0x1000));
     let translated = Transaction { translated: true, ..Transaction::read(SID + 1, 1 << 30) };
     assert!(host.go(&translated).is_some());
-    // For whatever it is attached to, until it is replaced by another device.
-    *atcs.deaf.lock().unwrap() = None;
+    // Nobody waits for it again, whatever it is attached to, until it is replaced by another device.
+    atcs.asked.lock().unwrap().clear();
     attach(&device, Domain::Paging(paging(&device, PagingFlags::NEST_PARENT, 2 << 30))).unwrap();
     assert!(ask(&host, 0x10_0000, None).is_err());
+    assert_eq!(*atcs.asked.lock().unwrap(), []);
     drop(device);
+    // The next one must not have anything of what this one had.
+    *atcs.deaf.lock().unwrap() = None;
     let device = host.device(SID, ats());
+    assert!(matches!(atcs.asked.lock().unwrap()[..], [AtcInvalidate { size_log2: 52, .. }]));
     attach(&device, Domain::Paging(domain)).unwrap();
     assert_eq!(ask(&host, 0x10_1000, None), Ok(Some((1 << 30) + 0x1000)));
+}
+
+/// The Command queue fails at any point of a change: invalidations reach the device all the same, once that works again.
+#[test]
+fn a_failed_change_loses_no_invalidation() {
+    for target in [Target::Rid, Target::Pasid(2)] {
+        for fails_after in 0..24 {
+            let atcs = Arc::new(Atcs::default());
+            let host = Host::with(smmuv3::Options::everything(), atcs.clone());
+            let device = host.device(SID, ats());
+            let domains = [1, 2, 3].map(|n| paging(&device, PagingFlags::PASID, n << 30));
+            let to = |n: usize| {
+                let domain = Domain::Paging(domains[n].clone());
+                let attachment = Attachment { domain, faults: None };
+                let group = device.group();
+                if group.attached(target).is_some() {
+                    group.replace(target, attachment).map(drop)
+                } else {
+                    group.attach(target, attachment)
+                }
+            };
+            to(0).unwrap();
+            host.ram.fail_reads_after(fails_after);
+            let failed = to(1).is_err();
+            host.ram.fail_reads_after(u64::MAX);
+            if failed {
+                // Whatever it is on now, it is put right before the next change: of something else, or of this.
+                let other = paging(&device, PagingFlags::PASID, 4 << 30);
+                let attachment = Attachment { domain: Domain::Paging(other), faults: None };
+                device.group().attach(Target::Pasid(5), attachment).unwrap();
+                if fails_after % 2 == 0 {
+                    to(2).unwrap();
+                }
+            }
+            let ssid = if let Target::Pasid(pasid) = target { Some(pasid) } else { None };
+            let page = ask(&host, 0x10_0000, ssid).unwrap().unwrap();
+            let last = (page >> 30) as usize - 1;
+            for (n, domain) in domains.iter().enumerate() {
+                atcs.asked.lock().unwrap().clear();
+                domain.unmap(0x10_0000, 0x1000);
+                domain.sync();
+                let asked = atcs.asked.lock().unwrap().len();
+                assert_eq!(asked, usize::from(n == last), "{target:?} {fails_after} {n}");
+            }
+        }
+    }
 }

@@ -233,3 +233,39 @@ fn global_errors_are_acknowledged_and_told() {
     );
     assert!(found[0].to_string().contains("EVENTQ_ABT_ERR"), "{}", found[0]);
 }
+
+/// Events wait in the queue while the device changes hands.
+#[test]
+fn a_guest_hears_nothing_of_who_had_the_device_before_or_after() {
+    let mut host = Host::new(smmuv3::Options::everything());
+    let (device, guest, _space) = nested(&host, 0);
+    let own = device.driver().alloc_paging(&device, PagingFlags::empty(), None).unwrap();
+    let own = Domain::Paging(own);
+    let again = || attach(&device, guest.nested(&device, Guest::ste(IPA)).unwrap()).unwrap();
+    attach(&device, own.clone()).unwrap();
+    for round in 0..3 {
+        host.read(SID, 0x1000 + round);
+        again();
+        host.read(SID, VA + 0x2000 + round);
+        again();
+        host.read(SID, VA + 0x3000 + round);
+        attach(&device, own.clone()).unwrap();
+        host.read(SID, 0x2000 + round);
+        if round == 1 {
+            device.group().detach(Target::Rid);
+        }
+        drain(&host);
+        let addresses: Vec<_> = told(&guest).iter().map(|event| event.input_address).collect();
+        assert_eq!(addresses, [VA + 0x2000 + round, VA + 0x3000 + round]);
+        let found = host.driver.host_faults().faults;
+        let addresses: Vec<_> = found
+            .iter()
+            .map(|fault| match fault.cause {
+                Cause::Event(event) => event.input_address,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(addresses, [0x1000 + round, 0x2000 + round]);
+        attach(&device, own.clone()).unwrap();
+    }
+}

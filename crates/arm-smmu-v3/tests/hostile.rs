@@ -281,7 +281,8 @@ impl<'a> Attacker<'a> {
     fn memory(&self) -> Vec<Range<u64>> {
         let pa = self.ram().pa;
         // A transfer may cross pages that are both there.
-        let mut ranges: Vec<Range<u64>> = vec![pa + 0x8000..pa + SIZE];
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        ranges.push(pa + 0x8000..pa + SIZE);
         for page in (0..8).rev().filter(|page| self.there[*page as usize]) {
             let start: u64 = pa + (page << 12);
             match ranges.last_mut() {

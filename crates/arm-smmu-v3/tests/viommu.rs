@@ -241,6 +241,7 @@ fn ats_invalidations_reach_the_guests_device_and_no_other() {
     let mut vm = Vm::new(&host, 0, DeviceOptions { ats: true, ..DeviceOptions::default() });
     let without = Vm::new(&host, 1, DeviceOptions::default());
     let invalidate = Command::AtcInv { sid: VSID, ssid: Some(9), global: true, size: 3, addr: VA };
+    atcs.asked.lock().unwrap().clear();
     vm.guest.all(&[invalidate]);
     without.guest.all(&[invalidate, invalidate]);
     let asked = std::mem::take(&mut *atcs.asked.lock().unwrap());
