@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use crate::cache::in_flight::InFlight;
 use crate::cache::tlb::{Before, Tlb};
 use crate::config::{Context, Rules};
+use crate::explain::FaultSink;
 use crate::front::{Effect, Front};
 use crate::options::{Options, OptionsError};
 use crate::platform::{AtcCompletion, Devices, Interrupts, Memory};
@@ -32,6 +33,7 @@ pub struct Smmu<M, F = SeqCst> {
     pub(crate) live: Live,
     pub(crate) front: Mutex<Front>,
     pub(crate) checker: OnceLock<Checker>,
+    pub(crate) fault_sink: OnceLock<Box<dyn FaultSink>>,
 }
 
 /// The registers that transactions depend on, as they are in force.
@@ -98,6 +100,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             live,
             front: Mutex::new(front),
             checker: OnceLock::new(),
+            fault_sink: OnceLock::new(),
             interrupts: Box::new(interrupts),
             devices: Box::new(devices),
             memory,
