@@ -5,6 +5,7 @@ use std::fmt;
 use pagetable::{Meaning, Permissions, Step as WalkStep, TableAttributes};
 
 use crate::attributes::Attributes;
+use crate::transaction::{Refused, Transaction, Translation};
 use crate::wire::{Cd, Class, Event, L1Cd, L1Std, Ste};
 
 /// One thing that happened on the way from an input address to an output address or a fault.
@@ -142,6 +143,51 @@ impl fmt::Display for Explanation {
         self.steps.iter().try_for_each(|step| writeln!(f, "{step}"))
     }
 }
+
+/// A transaction that was refused, explained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExplainedFault {
+    /// The transaction.
+    pub transaction: Transaction,
+    /// How it ended.
+    pub refused: Refused,
+    /// What memory says of it right after: the event, or [`Event::default`] if there is none for this; a translation if
+    /// software has mended in the meantime what was wrong.
+    pub now: Result<Translation, Event>,
+    /// The same step by step.
+    pub explanation: Explanation,
+}
+
+impl fmt::Display for ExplainedFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", self.transaction, self.refused)?;
+        writeln!(f, "{}", Indented(&self.explanation))?;
+        match &self.now {
+            Ok(_) => writeln!(f, "  by now memory permits it: changed in the meantime"),
+            Err(event) if *event == Event::default() => writeln!(f, "  aborted without an event"),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Who hears of transactions that are refused: a closure, mostly.
+pub trait FaultSink: Send + Sync {
+    /// A transaction was refused. Called on its thread while it is under way: do not wait for software here, whose
+    /// `CMD_SYNC` waits for the transaction. No lock of the SMMU is held.
+    fn fault(&self, fault: &ExplainedFault);
+}
+
+impl<T: Fn(&ExplainedFault) + Send + Sync> FaultSink for T {
+    fn fault(&self, fault: &ExplainedFault) {
+        self(fault);
+    }
+}
+
+/// Faults are being explained already, to somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("faults are being explained already")]
+pub struct AlreadyExplaining;
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

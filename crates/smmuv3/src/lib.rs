@@ -46,7 +46,7 @@ pub use ats::{AtsError, AtsRequest, AtsTranslation};
 pub use attributes::Attributes;
 pub use cache::generation::StreamWorld;
 pub use cache::tlb::TlbSize;
-pub use explain::{Explanation, Step};
+pub use explain::{AlreadyExplaining, ExplainedFault, Explanation, FaultSink, Step};
 pub use options::{Httu, IdRegisters, Options, OptionsError, StallModel, Version};
 pub use pagetable::{Permissions, Shareability};
 pub use platform::{

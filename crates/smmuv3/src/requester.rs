@@ -330,10 +330,15 @@ impl<M: Memory, F: Fence> Requester<M, F> {
         let key = key(&transaction);
         // Before anything is read: what is read later may be newer, never older.
         let changes = self.smmu.tlb.changes();
-        if self.smmu.checker.get().is_some() {
-            return self.watched(key | WATCHED, &transaction);
+        let result = if self.smmu.checker.get().is_some() {
+            self.watched(key | WATCHED, &transaction)
+        } else {
+            self.serve(key, &transaction, changes, &mut false)
+        };
+        if let Err(refused) = result {
+            self.smmu.refused(&transaction, refused);
         }
-        self.serve(key, &transaction, changes, &mut false)
+        result
     }
 
     /// Answers a transaction that the TLB does not. `fetched` becomes whether its configuration was.

@@ -4,7 +4,7 @@
 use crate::attributes::Attributes;
 use crate::cache::tlb::Before;
 use crate::config::Context;
-use crate::explain::{Explanation, Recorder, Step};
+use crate::explain::{AlreadyExplaining, ExplainedFault, Explanation, FaultSink, Recorder, Step};
 use crate::fault::{Fault, Origin};
 use crate::platform::Memory;
 use crate::smmu::Smmu;
@@ -91,6 +91,21 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let mut steps = Vec::new();
         let result = self.explained(transaction, &mut steps);
         (result, Explanation { steps })
+    }
+
+    /// Has each transaction that is refused explained to `sink` from now on, whether or not it is recorded: what
+    /// [`explain`](Self::explain) tells of it, at once. A transaction that stalls is refused each time that it stalls.
+    pub fn explain_faults(&self, sink: impl FaultSink + 'static) -> Result<(), AlreadyExplaining> {
+        self.fault_sink.set(Box::new(sink)).map_err(|_| AlreadyExplaining)
+    }
+
+    /// A transaction was refused.
+    #[cold]
+    pub(crate) fn refused(&self, transaction: &Transaction, refused: Refused) {
+        if let Some(sink) = self.fault_sink.get() {
+            let (now, explanation) = self.explain(transaction);
+            sink.fault(&ExplainedFault { transaction: *transaction, refused, now, explanation });
+        }
     }
 
     fn explained(

@@ -9,6 +9,7 @@ use crate::accelerator::Accelerator;
 use crate::cache::in_flight::InFlight;
 use crate::cache::tlb::{Before, Tlb};
 use crate::config::{Context, Rules};
+use crate::explain::FaultSink;
 use crate::front::{Effect, Front};
 use crate::options::{Options, OptionsError};
 use crate::platform::{AtcCompletion, Devices, Interrupts, Memory};
@@ -34,6 +35,7 @@ pub struct Smmu<M, F = SeqCst> {
     pub(crate) live: Live,
     pub(crate) front: Mutex<Front>,
     pub(crate) checker: OnceLock<Checker>,
+    pub(crate) fault_sink: OnceLock<Box<dyn FaultSink>>,
 }
 
 /// The registers that transactions depend on, as they are in force.
@@ -100,6 +102,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             live,
             front: Mutex::new(front),
             checker: OnceLock::new(),
+            fault_sink: OnceLock::new(),
             interrupts: Box::new(interrupts),
             devices: Box::new(devices),
             accelerator: OnceLock::new(),

@@ -1,5 +1,7 @@
 //! What devices issue, and what becomes of it.
 
+use std::fmt;
+
 use crate::attributes::Attributes;
 use crate::platform::Abort;
 
@@ -48,6 +50,27 @@ impl Transaction {
     #[must_use]
     pub fn with_substream(self, substream_id: u32) -> Self {
         Self { substream_id: Some(substream_id), ..self }
+    }
+}
+
+impl fmt::Display for Transaction {
+    /// `stream 0x3, SubstreamID 0x9 reads 0x5000`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stream {:#x}", self.stream_id)?;
+        if let Some(substream_id) = self.substream_id {
+            write!(f, ", SubstreamID {substream_id:#x}")?;
+        }
+        let verb = match (self.write, self.instruction) {
+            (true, _) => "writes",
+            (false, true) => "fetches instructions from",
+            (false, false) => "reads",
+        };
+        write!(f, " {verb} {:#x}", self.address)?;
+        match (self.privileged, self.translated) {
+            (false, false) => Ok(()),
+            (true, false) => f.write_str(" (privileged)"),
+            (_, true) => f.write_str(" (translated by ATS)"),
+        }
     }
 }
 

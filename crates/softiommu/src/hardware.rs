@@ -123,6 +123,14 @@ fn place<'a>(
 
 /// Has an SMMU tell what the machine file asks for.
 fn watch(machine: &Machine, name: &str, smmu: &Smmu, report: &Report) {
+    if machine.explain_faults {
+        let (name, report) = (name.to_owned(), report.clone());
+        let sink = move |fault: &smmuv3::ExplainedFault| {
+            report(&format!("softiommu: {name}: {fault}\n"));
+        };
+        // As below.
+        let _ = smmu.model().explain_faults(sink);
+    }
     if let Some(rule) = machine.check_stale {
         let (name, report) = (name.to_owned(), report.clone());
         let sink = move |stale: &smmuv3::Stale| report(&format!("softiommu: {name}: {stale}\n"));

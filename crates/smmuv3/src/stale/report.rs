@@ -110,17 +110,7 @@ impl fmt::Display for StaleCache {
     }
 }
 
-/// `stream 0x3, SubstreamID 0x9`.
-struct Device(u32, Option<u32>);
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "stream {:#x}", self.0)?;
-        self.1.map_or(Ok(()), |ssid| write!(f, ", SubstreamID {ssid:#x}"))
-    }
-}
-
-/// Permissions that matter to one level of privilege: `rw-`.
+/// Permissions by privilege: `user rw-, privileged rw-`.
 struct Rights(Permissions);
 
 impl fmt::Display for Rights {
@@ -142,18 +132,6 @@ impl fmt::Display for Rights {
 }
 
 impl Stale {
-    fn access(&self) -> String {
-        let Transaction { write, privileged, instruction, .. } = self.transaction;
-        let verb = match (write, instruction) {
-            (true, _) => "writes",
-            (false, true) => "fetches instructions from",
-            (false, false) => "reads",
-        };
-        let how = if privileged { " (privileged)" } else { "" };
-        let address = self.transaction.address;
-        format!("{verb} {address:#x}{how}")
-    }
-
     fn headline(&self) -> &'static str {
         match (&self.used, &self.now) {
             (Ok(_), Err(_)) => "memory permits it no longer",
@@ -189,15 +167,11 @@ fn names_more_than_leaves(change: &Change, command: &Command) -> bool {
 
 impl fmt::Display for Stale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Transaction { stream_id, substream_id, .. } = self.transaction;
         let severity = if self.proof.is_some() { "error" } else { "pending" };
-        writeln!(
-            f,
-            "{severity}: {} {} by a stale translation: {}",
-            Device(stream_id, substream_id),
-            self.access(),
-            self.headline()
-        )?;
+        // What the device's own cache has translated is told by the address that it was asked for.
+        let translated = self.transaction.translated && self.cache != StaleCache::Atc;
+        let transaction = Transaction { translated, ..self.transaction };
+        writeln!(f, "{severity}: {transaction} by a stale translation: {}", self.headline())?;
         writeln!(f, "  --> {}, {}", self.cache, self.tag())?;
         writeln!(f, "   |")?;
         write!(f, "   | used:   ")?;

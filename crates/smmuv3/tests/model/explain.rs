@@ -1,7 +1,9 @@
 //! `explain`: every step of a translation, as data and as text, and nothing else.
 
+use std::sync::{Arc, Mutex};
+
 use smmuv3::wire::{Class, EventKind};
-use smmuv3::{Explanation, Step, Transaction};
+use smmuv3::{AlreadyExplaining, ExplainedFault, Explanation, Options, Refused, Step, Transaction};
 
 use crate::common::raw::{cd, pte, reg, ste};
 use crate::common::{GUEST, Machine};
@@ -170,4 +172,63 @@ fn explaining_changes_nothing() {
     assert_eq!(result.unwrap_err().kind, EventKind::Translation);
     m.write(3, 0x5000).unwrap();
     assert_eq!(m.events(), []);
+}
+
+/// Each refused transaction is explained as it happens: recorded or not, stalled, silent, translated by ATS.
+#[test]
+fn faults_are_explained_as_they_happen() {
+    let mut m = Machine::new(Options::everything());
+    m.prepare();
+    m.set_cr0(reg::CMDQEN | reg::EVENTQEN | reg::SMMUEN | reg::PRIQEN | reg::ATSCHK);
+    let told: Arc<Mutex<Vec<ExplainedFault>>> = Arc::default();
+    let sink = told.clone();
+    m.smmu
+        .explain_faults(move |fault: &ExplainedFault| sink.lock().unwrap().push(fault.clone()))
+        .unwrap();
+    assert!(matches!(m.smmu.explain_faults(|_: &ExplainedFault| ()), Err(AlreadyExplaining)));
+    let one = m.stage1(3, 1);
+    m.map(&one.tables, 0x5000, OUT);
+    m.read(3, 0x5678).unwrap();
+    let take = || std::mem::take(&mut *told.lock().unwrap());
+    assert_eq!(take(), []);
+    for (r, s) in [(1, 0), (0, 0), (0, 1)] {
+        m.set_cd(&one, one.cd.with(cd::R, r).with(cd::S, s));
+        let refused = m.write(3, 0x6678).unwrap_err();
+        let [fault] = &take()[..] else { panic!("one fault") };
+        assert_eq!((fault.transaction, fault.refused), (Transaction::write(3, 0x6678), refused));
+        assert_eq!(matches!(refused, Refused::Stalled { .. }), s == 1);
+        assert_eq!(fault.now.unwrap_err().kind, EventKind::Translation);
+        assert_eq!(fault.explanation, m.smmu.explain(&fault.transaction).1);
+        let text = fault.to_string();
+        assert!(text.starts_with("stream 0x3 writes 0x6678: "), "{text}");
+        assert!(text.contains("\n  CD at ") && text.contains("stage 1 level 2"), "{text}");
+    }
+    // A transfer is told of with the page that it met.
+    m.set_cd(&one, one.cd);
+    let mut port = m.smmu.requester();
+    port.begin().read(&Transaction::read(3, 0x5000), &mut [0; 0x1800]).unwrap_err();
+    assert_eq!(take()[0].transaction.address, 0x6000);
+    // Nothing is in the Event queue of these.
+    m.events();
+    m.set_ste(3, ste::new(ste::ABORT));
+    m.read(3, 0x5000).unwrap_err();
+    let text = take()[0].to_string();
+    assert!(
+        text.contains("abort without an event") && text.ends_with("aborted without an event\n"),
+        "{text}"
+    );
+    assert_eq!(m.events(), []);
+    m.set_ste(3, one.ste);
+    let translated = Transaction { translated: true, ..Transaction::read(3, 0x5000) };
+    m.go(&translated).unwrap_err();
+    let fault = take().remove(0);
+    assert_eq!(fault.now.unwrap_err().kind, EventKind::TranslForbidden);
+    assert!(
+        fault.to_string().starts_with("stream 0x3 reads 0x5000 (translated by ATS): aborted"),
+        "{fault}"
+    );
+    m.set_cr0(reg::CMDQEN);
+    m.w32(reg::GBPA, reg::GBPA_ABORT | reg::GBPA_UPDATE);
+    m.read(3, 0x5000).unwrap_err();
+    assert!(take()[0].to_string().contains("GBPA.ABORT = 1"));
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use smmuv3::wire::PageRequest;
 use smmuv3::{
-    Abort, AtcCompletion, AtcInvalidate, AtsRequest, Attributes, Devices, Memory, Options,
-    REGISTER_FILE_SIZE, Shareability, Smmu, Stale, StaleRule, TlbSize, Transaction,
+    Abort, AtcCompletion, AtcInvalidate, AtsRequest, Attributes, Devices, ExplainedFault, Memory,
+    Options, REGISTER_FILE_SIZE, Shareability, Smmu, Stale, StaleRule, TlbSize, Transaction,
 };
 
 /// Small, so that random addresses meet.
@@ -131,6 +131,8 @@ pub(crate) fn run(bytes: &[u8]) {
         let told =
             |stale: &Stale| assert!(stale.to_string().len() < 1 << 14, "reports are bounded");
         smmu.check_stale(StaleRule::Use, told).expect("it was off");
+        let told = |fault: &ExplainedFault| assert!(!fault.to_string().is_empty());
+        smmu.explain_faults(told).expect("it was off");
     }
     while !script.0.is_empty() {
         match script.byte() % 16 {
