@@ -24,6 +24,8 @@ struct State {
     nested: Option<Object>,
     vdevice: Option<Object>,
     stream_id: Option<u32>,
+    /// The host does not take page requests of this device: it is an SR-IOV function whose physical one has PRI.
+    no_page_requests: bool,
 }
 
 impl Slot {
@@ -63,19 +65,32 @@ impl Slot {
         let result = match config {
             StreamConfig::Abort => return self.proxy(&mut state, &self.viommu.abort),
             StreamConfig::Bypass => self.proxy(&mut state, &self.viommu.bypass),
-            StreamConfig::Translate { ste } => {
-                self.viommu.nested(self.device.id(), ste).and_then(|nested| {
-                    self.device.attach(nested.id)?;
-                    state.nested = Some(nested);
-                    Ok(())
-                })
-            }
+            StreamConfig::Translate { ste } => match self.translate(&mut state, ste) {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EINVAL)
+                        && self.viommu.faults.is_some()
+                        && !state.no_page_requests =>
+                {
+                    state.no_page_requests = true;
+                    let result = self.translate(&mut state, ste);
+                    state.no_page_requests = result.is_ok();
+                    result
+                }
+                result => result,
+            },
         };
         if result.is_err() {
             // The error that is told is the first one.
             let _ = self.proxy(&mut state, &self.viommu.abort);
         }
         result
+    }
+
+    fn translate(&self, state: &mut State, ste: [u64; 2]) -> io::Result<()> {
+        let nested = self.viommu.nested(self.device.id(), ste, !state.no_page_requests)?;
+        self.device.attach(nested.id)?;
+        state.nested = Some(nested);
+        Ok(())
     }
 
     /// Attaches the device to a page table that is there already; detaches it if that fails, which aborts, too.

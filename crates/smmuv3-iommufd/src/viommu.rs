@@ -63,8 +63,13 @@ impl Viommu {
     }
 
     /// A page table for a stream of a device.
-    pub(crate) fn nested(&self, device: u32, ste: [u64; 2]) -> io::Result<Object> {
-        let faults = self.faults.as_ref().map(|queue| queue.id.id);
+    pub(crate) fn nested(
+        &self,
+        device: u32,
+        ste: [u64; 2],
+        page_requests: bool,
+    ) -> io::Result<Object> {
+        let faults = self.faults.as_ref().filter(|_| page_requests).map(|queue| queue.id.id);
         let ste = [ste[0], ste[1] | self.stall_disable];
         let id = self.host.nested(device, self.id.id, ste, faults)?;
         Ok(Object::new(&self.host, id))

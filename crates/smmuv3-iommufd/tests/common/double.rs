@@ -48,6 +48,8 @@ enum Object {
 struct Bound {
     /// The SMMU that it is behind.
     smmu: u32,
+    /// It may not have a page table with a fault queue.
+    virtual_function: bool,
     info: HwInfo,
     attached: Option<u32>,
 }
@@ -99,7 +101,13 @@ impl Double {
     }
 
     pub fn add(&self, id: u32, smmu: u32, info: HwInfo) {
-        self.lock().devices.insert(id, Bound { smmu, info, attached: None });
+        self.lock()
+            .devices
+            .insert(id, Bound { smmu, info, attached: None, virtual_function: false });
+    }
+
+    pub fn make_virtual_function(&self, id: u32) {
+        self.lock().devices.get_mut(&id).unwrap().virtual_function = true;
     }
 
     pub fn infos(&self) -> Vec<HwInfo> {
@@ -396,9 +404,13 @@ impl Device for Port {
     fn attach(&self, page_table: u32) -> io::Result<()> {
         let mut state = self.host.lock();
         state.enter()?;
-        let Some(Object::Nested { viommu, .. }) = state.objects.get(&page_table).copied() else {
+        let Some(Object::Nested { viommu, faults, .. }) = state.objects.get(&page_table).copied()
+        else {
             return Err(errno(libc::ENOENT));
         };
+        if faults.is_some() && state.devices[&self.id].virtual_function {
+            return Err(errno(libc::EINVAL));
+        }
         let Some(Object::Viommu { smmu, .. }) = state.objects.get(&viommu).copied() else {
             return Err(errno(libc::ENOENT));
         };

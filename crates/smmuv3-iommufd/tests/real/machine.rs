@@ -59,21 +59,27 @@ pub(crate) const ELSEWHERE: usize = 13;
 pub(crate) fn machine() {
     static MACHINE: std::sync::Once = std::sync::Once::new();
     MACHINE.call_once(|| {
-        let mut toml = String::new();
-        for name in ["first", "second"] {
-            toml += &format!("[[iommu]]\nname = \"{name}\"\nmodel = \"smmuv3\"\n");
-        }
-        toml += "[[iommu]]\nname = \"plain\"\nmodel = \"smmuv3\"\n";
-        toml += "options = { ats = false, pri = false }\n";
-        for n in 0..14 {
+        let iommus = r#"
+            [[iommu]]
+            name = "first"
+            model = "smmuv3"
+            [[iommu]]
+            name = "second"
+            model = "smmuv3"
+            [[iommu]]
+            name = "plain"
+            model = "smmuv3"
+            options = { ats = false, pri = false }
+        "#;
+        let device = |n| {
             let iommu = match n {
                 ELSEWHERE => "second",
                 WITHOUT_ATS => "plain",
                 _ => "first",
             };
-            toml += "[[device]]\nmodel = \"ioat\"\n";
-            toml += &format!("name = \"engine{n}\"\niommu = \"{iommu}\"\n");
-        }
+            format!("[[device]]\nname = 'engine{n}'\nmodel = 'ioat'\niommu = '{iommu}'\n")
+        };
+        let toml: String = std::iter::once(iommus.to_owned()).chain((0..14).map(device)).collect();
         softiommu::install(softiommu::Machine::from_toml(&toml).unwrap()).unwrap();
     });
 }

@@ -44,6 +44,9 @@ fn a_guest_translates_unmaps_and_is_told() {
     vm.map(0, DESTINATION.0, DESTINATION.1);
     copies(&vm, 0);
     assert_eq!(vm.vsmmu.statistics().events_lost, 0);
+    // The engine asks for no pages.
+    assert!(vm.vsmmu.with_fault_file(|_| ()).is_some());
+    assert_eq!(vm.vsmmu.process_page_requests().unwrap(), 0);
 }
 
 #[test]

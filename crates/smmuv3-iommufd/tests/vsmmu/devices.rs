@@ -202,6 +202,23 @@ fn a_guest_that_was_promised_no_stalls_gets_none() {
 }
 
 #[test]
+fn a_device_whose_page_requests_the_host_does_not_take_goes_without() {
+    let host = Double::new(2);
+    host.make_virtual_function(1);
+    let vm = Vm::new(&host);
+    vm.vsmmu.plug(host.device(1)).unwrap();
+    vm.vsmmu.set_stream_id(1, Some(3)).unwrap();
+    vm.boot();
+    for cd in [CD, CD + 0x1000] {
+        vm.set_ste(3, &translating(cd));
+        assert_eq!(host.attached(1), Target::Translate(words(&translating(cd))));
+    }
+    assert_eq!(vm.vsmmu.statistics().installs_failed, 0);
+    drop(vm);
+    assert_eq!((host.objects(), host.violations()), (vec![], vec![]));
+}
+
+#[test]
 fn emulated_devices_are_translated_here_beside_the_assigned_ones() {
     let vm = Vm::running();
     let mut port = vm.requester();

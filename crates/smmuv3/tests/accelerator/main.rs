@@ -15,6 +15,7 @@ use std::sync::Arc;
 use smmuv3::{Options, StreamConfig};
 
 use common::Machine;
+use common::raw::Words;
 use common::raw::ste::{self, Ste};
 use host::Host;
 
