@@ -156,8 +156,12 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
         if errors.0 != 0 {
             self.blame(None, Cause::Global(errors));
         }
-        let mut events = self.smmu().events();
-        events.records.splice(..0, std::mem::take(&mut *self.faults().stalled.lock()));
+        let events = {
+            let mut stalled = self.faults().stalled.lock();
+            let mut events = self.smmu().events();
+            events.records.splice(..0, stalled.drain(..));
+            events
+        };
         let requests = self.smmu().page_requests();
         let found = !events.records.is_empty() || !requests.records.is_empty();
         if events.overflow {
@@ -199,14 +203,19 @@ impl<R: Registers + 'static, M: DmaMemory + 'static> Driver<R, M> {
 
     /// A stream is about to change hands: what has been recorded so far goes to whom it concerns now.
     pub(crate) fn settle_events(&self) {
-        let events = self.smmu().events();
-        if events.overflow {
+        let (overflow, others) = {
+            // Whoever finds the queue empty finds these.
+            let mut later = self.faults().stalled.lock();
+            let events = self.smmu().events();
+            // Who handles page requests is asked for under a lock that is held by who attaches.
+            let (stalled, others): (Vec<_>, Vec<_>) =
+                events.records.into_iter().partition(|event| event.stall);
+            later.extend(stalled);
+            (events.overflow, others)
+        };
+        if overflow {
             self.blame(None, Cause::EventsLost);
         }
-        // Who handles page requests is asked for under a lock that is held by who attaches.
-        let (stalled, others): (Vec<_>, Vec<_>) =
-            events.records.into_iter().partition(|event| event.stall);
-        self.faults().stalled.lock().extend(stalled);
         others.into_iter().for_each(|event| self.handle_event(event));
     }
 
