@@ -493,6 +493,7 @@ fn a_page_that_becomes_read_only() {
     assert_eq!(m.smmu.stale_pending(), []);
     m.write(3, VA).unwrap();
     m.run(&[]);
+    m.read(3, VA).unwrap();
     m.write(3, VA).unwrap();
     assert_tells(
         &reports.one(),
