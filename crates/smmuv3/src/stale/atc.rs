@@ -4,7 +4,7 @@ use super::check::{Answer, Asked, Checker, Difference, Seen, Served};
 use super::ledger::{NoteKey, Noted, PageKey, Told};
 use super::report::StaleCache;
 use super::scope::Scope;
-use super::words::{first_change, words};
+use super::words::{first_change, words, words_after};
 use crate::ats::{AtsRequest, AtsTranslation};
 use crate::config::{Context, Eats};
 use crate::explain::Step;
@@ -65,7 +65,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let offset = request.address & ((1u64 << size) - 1);
         let right = translated_address(split, &answer) == Some(translation.address + offset);
         let words = if right {
-            words(&answer.1)
+            words_after(&answer.1)
         } else {
             checker.ledger().path(context.page(&access)).to_vec()
         };
@@ -197,7 +197,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if right(&now) {
             let mut ledger = checker.ledger();
             ledger.settle(note);
-            return ledger.agree(key, words(&explanation));
+            return ledger.agree(key, words_after(&explanation), false);
         }
         if right(&self.explain(transaction).0) {
             return;

@@ -8,7 +8,9 @@ use parking_lot::{Mutex, MutexGuard};
 use super::ledger::{Ledger, NoteKey, Noted, PageKey};
 use super::report::{Proof, Stale, StaleCache};
 use super::scope::{Scope, Tag};
-use super::words::{Change, Place, Word, configuration, first_change, words};
+use super::words::{
+    Change, Place, Word, configuration, first_change, marks_dirty, words, words_after,
+};
 use crate::cache::generation::StreamWorld;
 use crate::config::Context;
 use crate::explain::Explanation;
@@ -251,20 +253,25 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     pub(crate) fn judge(&self, checker: &Checker, served: &Served) {
         checker.count();
         let transaction = served.transaction;
-        if agree(&served.used, &served.first.0) {
+        // A write that memory would mark dirty, and a TLB entry lets pass.
+        let unmarked = served.entry.is_some() && marks_dirty(&served.first.1);
+        if agree(&served.used, &served.first.0) && !unmarked {
             agreed(checker, served);
             return;
         }
         let second = self.explain(transaction);
+        let unmarked = unmarked && marks_dirty(&second.1);
         let changing = match (&served.first.0, &second.0) {
             (Ok(first), Ok(second)) => !same(first, second),
             (first, second) => first.is_ok() != second.is_ok(),
         };
-        if changing || agree(&served.used, &second.0) {
+        if changing || agree(&served.used, &second.0) && !unmarked {
             return;
         }
         let Some(context) = served.context else { return };
-        let Some(difference) = self.diagnose(checker, served, context, &second) else { return };
+        let Some(difference) = self.diagnose(checker, served, context, &second, unmarked) else {
+            return;
+        };
         let seen = Seen {
             transaction: *transaction,
             context: Some(context),
@@ -281,6 +288,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         served: &Served,
         context: &Context,
         second: &Answer,
+        unmarked: bool,
     ) -> Option<Difference> {
         let transaction = served.transaction;
         let memory = words(&second.1);
@@ -295,11 +303,15 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             (used, dry) => used.is_err() && dry.is_none(),
         };
         let page = context.page(transaction);
-        if under_old_configuration {
+        if under_old_configuration && !unmarked {
             // Tables and TLB agree: the configuration is what is old.
             let origin = served.origin?;
             if served.used.is_ok() {
-                checker.ledger.lock().agree(page, [origin, &words(&steps)].concat());
+                checker.ledger.lock().agree(
+                    page,
+                    [origin, &words(&steps)].concat(),
+                    served.entry.is_some(),
+                );
             }
             let change = first_change(origin, configuration(&memory));
             let (sid, ssid) = (transaction.stream_id, context.substream_id);
@@ -328,11 +340,11 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         let of_translation = change.is_none_or(|change| change.is_of_translation());
         Some(Difference {
-            key: key(Noted::Page(page.page)),
+            key: key(Noted::Page { page: page.page, write: transaction.write }),
             scope: context.scope(change.as_ref(), transaction.address),
             cache: if served.entry.is_some() { StaleCache::Tlb } else { StaleCache::Walk },
             change,
-            taken_away: second.0.is_err() && of_translation,
+            taken_away: unmarked || second.0.is_err() && of_translation,
         })
     }
 
@@ -425,18 +437,23 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
 fn agreed(checker: &Checker, served: &Served) {
     let Some(context) = served.context else { return };
     let transaction = served.transaction;
-    let (page, words) = (context.page(transaction), words(&served.first.1));
+    let (page, words) = (context.page(transaction), words_after(&served.first.1));
     let key = |what| NoteKey {
         stream_id: transaction.stream_id,
         substream_id: transaction.substream_id,
         what,
     };
     let mut ledger = checker.ledger.lock();
-    ledger.settle(key(Noted::Page(page.page)));
+    for write in [false, true] {
+        // A TLB entry that is right for reads may be wrong for writes.
+        if served.entry.is_none() || write == transaction.write {
+            ledger.settle(key(Noted::Page { page: page.page, write }));
+        }
+    }
     if served.origin.is_none_or(|origin| origin == configuration(&words)) {
         ledger.settle(key(Noted::Configuration));
     }
-    if served.used.is_ok() {
-        ledger.agree(page, words);
+    if served.used.is_ok() && !words.is_empty() {
+        ledger.agree(page, words, served.entry.is_some());
     }
 }

@@ -17,7 +17,7 @@ pub struct AlreadyChecking;
 impl<M: Memory, F: Fence> Smmu<M, F> {
     /// Turns on the checker for stale translations, for good: from now on each transaction is also translated
     /// from memory alone, and if a cache made a difference that software should have prevented by a
-    /// command, `sink` is told, once for each stream and page until that is mended.
+    /// command, `sink` is told, once for each stream, page and kind of access until that is mended.
     ///
     /// All caches are emptied, so that nothing is used that was not seen to be made. Transactions take several
     /// times as long, and translate in pieces of 4 KiB at most.

@@ -73,7 +73,11 @@ pub(super) struct NoteKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Noted {
     Configuration,
-    Page(u64),
+    /// A page, as seen by reads or by writes.
+    Page {
+        page: u64,
+        write: bool,
+    },
     /// A page of a device's own cache.
     Atc(u64),
     /// A page of stage 2 that a device under split-stage ATS uses by itself.
@@ -184,8 +188,12 @@ impl Ledger {
         misses
     }
 
-    /// Caches and memory agree on a page, as of these words.
-    pub(super) fn agree(&mut self, page: PageKey, words: Vec<Word>) {
+    /// Caches and memory agree on a page, as of these words. If a TLB entry has answered, what it was made from is rather
+    /// what is known already: agreeing on a read does not make it new.
+    pub(super) fn agree(&mut self, page: PageKey, words: Vec<Word>, entry: bool) {
+        if entry && self.paths.get(&page).is_some() {
+            return;
+        }
         // Neighbours share all but the last table entry: what a page does not know, its region may.
         self.paths.insert(region(page), words.clone());
         self.paths.insert(page, words);

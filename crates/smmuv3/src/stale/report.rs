@@ -29,10 +29,10 @@ pub struct Stale {
     pub vmid: u16,
     /// The ASID, where stage 1 translates.
     pub asid: Option<u16>,
-    /// What memory says now.
+    /// What memory says now. If that is the same, a write should have marked the page dirty, and has not.
     pub now: Result<Translation, Event>,
-    /// The first word on the way that has changed since cache and memory agreed. `None` if the checker did not see
-    /// them agree: it was turned on later, or it is too long ago.
+    /// The first word on the way that has changed since the cache was filled. `None` if the checker does not know: it is
+    /// too long ago, or somebody else's translations have got there.
     pub change: Option<Change>,
     /// The commands that were needed, all of them, before the next `CMD_SYNC`. Others that cover more do as well.
     pub commands: Vec<Command>,
@@ -136,7 +136,10 @@ impl Stale {
         match (&self.used, &self.now) {
             (Ok(_), Err(_)) => "memory permits it no longer",
             (Ok(used), Ok(now)) if used.address != now.address => "memory maps it elsewhere now",
-            (Ok(_), Ok(_)) => "memory gives it other attributes now",
+            (Ok(used), Ok(now)) if used.attributes != now.attributes => {
+                "memory gives it other attributes now"
+            }
+            (Ok(_), Ok(_)) => "memory has the page clean, and this write does not mark it dirty",
             (Err(_), _) => "memory permits it now",
         }
     }

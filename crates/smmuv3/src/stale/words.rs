@@ -48,7 +48,7 @@ pub struct Change {
     pub place: Place,
     /// Where it is (PA).
     pub address: u64,
-    /// What it held when the caches last agreed with memory: what they were filled from.
+    /// What it held when the cache was filled from it.
     pub was: u64,
     /// What it holds now.
     pub is: u64,
@@ -105,6 +105,29 @@ pub(super) fn words(explanation: &Explanation) -> Vec<Word> {
         }
     }
     words
+}
+
+/// The same after the hardware updates that the walk of a transaction makes.
+pub(super) fn words_after(explanation: &Explanation) -> Vec<Word> {
+    let mut words = words(explanation);
+    for step in &explanation.steps {
+        if let Step::Updated { address, new, .. } = *step
+            && let Some(word) = words.iter_mut().find(|word| word.address == address)
+        {
+            word.value = new;
+        }
+    }
+    words
+}
+
+/// Whether a transaction, if it walks, marks a page dirty.
+pub(super) fn marks_dirty(explanation: &Explanation) -> bool {
+    // In one stage the bit is set, in the other cleared.
+    const DIRTY: u64 = format::AP_READ_ONLY | format::S2AP_WRITE;
+    explanation
+        .steps
+        .iter()
+        .any(|step| matches!(step, Step::Updated { old, new, .. } if (old ^ new) & DIRTY != 0))
 }
 
 /// The words of the configuration among them: up to the CD.

@@ -1,11 +1,11 @@
 //! One forgotten command of each kind. The same story with the command has no report.
 
 use smmuv3::wire::{Command, EventKind};
-use smmuv3::{Permissions, Place, Proof, Stale, StaleCache, StaleRule, Transaction};
+use smmuv3::{Options, Permissions, Place, Proof, Stale, StaleCache, StaleRule, Transaction};
 
 use super::Reports;
 use crate::common::raw::cmd::Cmd;
-use crate::common::raw::{cd, cmd, pte, ste};
+use crate::common::raw::{cd, cmd, pte, reg, ste};
 use crate::common::{GUEST, Machine, Tables};
 
 const A: u64 = 0x30_0000;
@@ -405,4 +405,98 @@ fn cfgi_cd() {
             &["word 0 of the CD", "ASID: 0x8 -> 0x7", "CMD_CFGI_CD SID=0x3", "its StreamID is 0x4"],
         );
     }
+}
+
+/// Software that tracks dirty pages makes one clean, and forgets that the TLB still lets writes pass.
+#[test]
+fn writes_that_leave_a_page_clean() {
+    for forgotten in [true, false] {
+        let mut m = Machine::everything();
+        let reports = Reports::of(&m, StaleRule::Sync);
+        let one = m.stage1(3, 7);
+        m.set_cd(&one, one.cd.with(cd::HA, 1).with(cd::HD, 1));
+        let clean = A | pte::S1_RW | pte::READ_ONLY | pte::DBM;
+        m.put(&one.tables, VA, 3, clean & !pte::AF);
+        let leaf = m.entry(&one.tables, VA, 3);
+        m.write(3, VA).unwrap();
+        assert_eq!(m.ram.get(leaf), clean & !pte::READ_ONLY, "dirty");
+        m.ram.set(leaf, clean);
+        m.read(3, VA).unwrap();
+        m.write(3, VA).unwrap();
+        assert_eq!(m.smmu.stale_pending().len(), 1);
+        assert_eq!(m.ram.get(leaf), clean, "a write that software does not learn of");
+        let asid = if forgotten { 8 } else { 7 };
+        m.run(&[cmd::tlbi_va(cmd::TLBI_NH_VA, 0, asid, VA)]);
+        m.write(3, VA).unwrap();
+        if !forgotten {
+            assert_eq!(m.ram.get(leaf), clean & !pte::READ_ONLY);
+            reports.none();
+            continue;
+        }
+        let stale = reports.one();
+        assert_eq!((stale.cache, stale.proof), (StaleCache::Tlb, Some(Proof::Synchronized)));
+        let change = stale.change.unwrap();
+        assert_eq!((change.was, change.is), (clean & !pte::READ_ONLY, clean));
+        assert_tells(
+            &stale,
+            &[
+                "memory has the page clean, and this write does not mark it dirty",
+                "a page, writable",
+                "a page, read-only",
+                "CMD_TLBI_NH_VA VMID=0 ASID=7 VA=0x40005000 Leaf",
+            ],
+        );
+    }
+}
+
+/// EL2 has commands of its own.
+#[test]
+fn tlbi_of_el2() {
+    for (e2h, wanted) in [
+        (false, "CMD_TLBI_EL2_VA ASID=0 VA=0x40005000 Leaf"),
+        (true, "CMD_TLBI_EL2_VA ASID=7 VA=0x40005000 Leaf"),
+    ] {
+        let mut m = Machine::new(Options::everything());
+        m.prepare();
+        m.w32(reg::CR2, if e2h { reg::E2H } else { 0 });
+        m.enable();
+        let reports = Reports::of(&m, StaleRule::Reuse);
+        let one = m.stage1(3, 7);
+        m.set_ste(3, one.ste.with(ste::STRW, 0b10));
+        m.map(&one.tables, VA, A);
+        m.output(3, VA);
+        // Those of EL1 do nothing for it.
+        let el1 = cmd::tlbi_va(cmd::TLBI_NH_VA, 0, 7, VA);
+        remap(&mut m, &one.tables, VA, pte::S1_RW, B, &[el1]);
+        assert_eq!(m.output(3, VA), A);
+        let stale = reports.one();
+        assert_eq!(commands(&stale), [wanted]);
+        assert_tells(&stale, &[if e2h { "EL2-E2H, ASID 7" } else { "TLB entry, EL2" }]);
+        m.run(&[cmd::tlbi_va(cmd::TLBI_EL2_VA, 0, if e2h { 7 } else { 0 }, VA)]);
+        assert_eq!(m.output(3, VA), B);
+        reports.none();
+    }
+}
+
+/// Who only reads is not disturbed by a page that has become read-only; who writes is, whatever was read before.
+#[test]
+fn a_page_that_becomes_read_only() {
+    let mut m = Machine::everything();
+    let reports = Reports::of(&m, StaleRule::Sync);
+    let one = m.stage1(3, 7);
+    m.map(&one.tables, VA, A);
+    m.write(3, VA).unwrap();
+    m.put(&one.tables, VA, 3, A | pte::S1_RW | pte::READ_ONLY);
+    m.read(3, VA).unwrap();
+    m.run(&[]);
+    m.read(3, VA).unwrap();
+    assert_eq!(m.smmu.stale_pending(), []);
+    m.write(3, VA).unwrap();
+    m.run(&[]);
+    m.read(3, VA).unwrap();
+    m.write(3, VA).unwrap();
+    assert_tells(
+        &reports.one(),
+        &["F_PERMISSION", "0x0000000000300f43  a page, writable", "a page, read-only"],
+    );
 }
