@@ -40,10 +40,13 @@ impl Engine {
         self.0.write_all_at(&0x1000u64.to_le_bytes(), 0x90).unwrap();
         self.0.write_all_at(&1u16.to_le_bytes(), 0x86).unwrap();
         let mut status = [0; 8];
-        while status[0] & 7 == 0 {
+        loop {
             self.0.read_exact_at(&mut status, 0x88).unwrap();
+            match status[0] & 7 {
+                0 => {}
+                state => return state == 1,
+            }
         }
-        status[0] & 7 == 1
     }
 }
 
@@ -52,8 +55,8 @@ const PAGE: u64 = 0b11 | 1 << 6 | 0b11 << 8 | 1 << 10 | 1 << 11;
 
 #[test]
 fn a_guest_that_remaps_a_page_and_forgets_the_tlbi_is_told() {
-    let mut machine = softiommu::Machine::default();
-    machine.check_stale = Some(softiommu::StaleRule::Reuse);
+    let machine =
+        softiommu::Machine { check_stale: Some(softiommu::StaleRule::Reuse), ..Default::default() };
     softiommu::install_with(machine, |report| REPORTS.lock().unwrap().push(report.to_owned()))
         .unwrap();
     let iommu = Arc::new(IommuFd::new().unwrap());

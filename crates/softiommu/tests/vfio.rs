@@ -25,10 +25,11 @@ const IOVA: u64 = 0x4000_0000;
 fn install() {
     static MACHINE: std::sync::Once = std::sync::Once::new();
     // Tests of one process share the machine, and each wants a device.
-    let machine = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n".to_owned()
-        + &(0..4)
-            .map(|n| format!("[[device]]\nname = \"d{n}\"\nmodel = \"ioat\"\niommu = \"s\"\n"))
-            .collect::<String>();
+    let mut machine = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n".to_owned();
+    for n in ["0", "1", "2", "3"] {
+        let device = ["[[device]]\nname = \"d", n, "\"\nmodel = \"ioat\"\niommu = \"s\"\n"];
+        machine += &device.concat();
+    }
     let machine = softiommu::Machine::from_toml(&machine).unwrap();
     MACHINE.call_once(|| softiommu::install(machine).unwrap());
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use smmuv3::{Options, Smmu, StreamConfig};
+use smmuv3::{Options, Refusal, Smmu, StreamConfig};
 
 use crate::common::raw::cmd;
 use crate::common::raw::{reg, ste};
-use crate::common::{CMDQ, Machine};
+use crate::common::{CMDQ, CMDQ_LOG2, Machine};
 use crate::host::{Call, Host};
 use crate::{ASSIGNED, EMULATED, machine, options, translating};
 
@@ -40,11 +40,23 @@ fn a_reset_takes_streams_to_what_gbpa_says_and_keeps_them() {
 #[test]
 fn a_reset_in_the_midst_of_a_batch_leaves_nothing_of_it() {
     let (mut m, host) = translating();
-    let smmu = m.smmu.clone();
-    host.during(move || smmu.reset());
-    m.submit(&[cmd::new(cmd::TLBI_NH_ALL), cmd::cfgi_cd(EMULATED, 0), cmd::sync()]);
-    assert_eq!(m.r32(reg::CMDQ_CONS), 0, "the old batch's result is not the new queue's");
-    assert_eq!(m.r32(reg::CMDQ_PROD), 0);
+    let (smmu, start) = (m.smmu.clone(), m.r32(reg::CMDQ_PROD));
+    // The next guest is fast: its first batch waits when the result of the old one comes in, which is bad.
+    host.during(move || {
+        smmu.reset();
+        smmu.write64(reg::CMDQ_BASE, CMDQ | u64::from(CMDQ_LOG2));
+        smmu.write32(reg::CMDQ_CONS, start);
+        smmu.write32(reg::CMDQ_PROD, start + 2);
+        smmu.write32(reg::CR0, reg::CMDQEN);
+    });
+    host.refuse(Refusal::Illegal { index: 1 });
+    let commands = [cmd::new(cmd::TLBI_NH_ALL), cmd::tlbi(cmd::TLBI_NH_ASID, 0, 1)];
+    m.submit(&commands);
+    assert_eq!((m.gerror(), m.r32(reg::CMDQ_CONS)), (0, start + 2));
+    let batch = Call::Invalidate(commands.map(|command| command.0).to_vec());
+    let calls = host.take();
+    assert_eq!(calls.iter().filter(|call| **call == batch).count(), 2, "{calls:x?}");
+    m.smmu.reset();
     m.boot();
     m.run(&[cmd::new(cmd::TLBI_NH_ALL)]);
     assert_eq!(m.smmu.stream_config(ASSIGNED), last_installed(&host.take()).unwrap());

@@ -2,6 +2,8 @@
 //! the damage is always found.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proptest::prelude::*;
 use smmuv3::{AlreadyChecking, Proof, StaleRule, Transaction};
@@ -319,6 +321,76 @@ fn lazy_unmapping_is_legal() {
     }
     let summary = driver.m.smmu.stale_summary().unwrap();
     assert_eq!((summary.checked, summary.stale, summary.reported), (8 * 4, 8 * 3, 0));
+}
+
+/// Two processors with a domain and a device each, and one queue: both unmap lazily, under running devices, and
+/// synchronize whenever it suits them.
+#[test]
+fn lazy_processors_are_not_accused_of_each_other() {
+    const ROUNDS: u64 = 600;
+    let mut m = Machine::everything();
+    let reports = Reports::of(&m, StaleRule::Reuse);
+    let domains: [_; 2] = std::array::from_fn(|n| {
+        let one = m.stage1(STREAMS[n], 7 + n as u16);
+        (0..PAGES).for_each(|page| m.map(&one.tables, BASE + (page << 12), FRAMES + (page << 12)));
+        one
+    });
+    let (m, queue, done) = (&m, Mutex::new(()), AtomicBool::new(false));
+    let served = [AtomicU64::new(0), AtomicU64::new(0)];
+    let issue = |commands: &[Cmd]| {
+        let _alone = queue.lock().unwrap();
+        m.submit(commands);
+        while !m.idle() {
+            std::thread::yield_now();
+        }
+    };
+    let device = |n: usize| {
+        let mut port = m.smmu.requester();
+        let mut random = n as u64;
+        while !done.load(Ordering::Relaxed) {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let address = BASE + ((random >> 40) % PAGES << 12);
+            port.begin().translate(&Transaction::read(STREAMS[n], address)).ok();
+            served[n].fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let driver = |n: usize| {
+        let entry = |page: u64| m.entry(&domains[n].tables, BASE + (page << 12), 3);
+        let pass = |count: u64| {
+            let until = served[n].load(Ordering::Relaxed) + count;
+            while served[n].load(Ordering::Relaxed) < until {
+                std::thread::yield_now();
+            }
+        };
+        for round in 0..ROUNDS {
+            let pages = [round % PAGES, (round + 1) % PAGES];
+            for page in pages {
+                m.ram.set(entry(page), 0);
+                issue(&[cmd::sync()]);
+                pass(4);
+            }
+            issue(&[cmd::tlbi(cmd::TLBI_NH_ASID, 0, 7 + n as u16), cmd::sync()]);
+            for page in pages {
+                let frame = FRAMES + ((page + round % 7 * PAGES) << 12);
+                m.ram.set(entry(page), frame | pte::S1_RW);
+            }
+            m.smmu.poll();
+        }
+    };
+    std::thread::scope(|scope| {
+        let drivers = [0, 1].map(|n| {
+            let (device, driver) = (&device, &driver);
+            scope.spawn(move || device(n));
+            scope.spawn(move || driver(n))
+        });
+        let results = drivers.map(std::thread::ScopedJoinHandle::join);
+        done.store(true, Ordering::Relaxed);
+        results.into_iter().for_each(|result| result.expect("a driver"));
+    });
+    reports.none();
+    assert_eq!(m.smmu.stale_pending(), []);
+    let summary = m.smmu.stale_summary().unwrap();
+    assert!(summary.stale > 0, "nothing was seen: {summary:?}");
 }
 
 /// A `CMD_SYNC` that was in the queue already says nothing of what was seen after it.
