@@ -349,7 +349,7 @@ fn lazy_processors_are_not_accused_of_each_other() {
         let mut random = n as u64;
         while !done.load(Ordering::Relaxed) {
             random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-            let address = BASE + ((random >> 40) % PAGES << 12);
+            let address = BASE + (((random >> 40) % PAGES) << 12);
             port.begin().translate(&Transaction::read(STREAMS[n], address)).ok();
             served[n].fetch_add(1, Ordering::Relaxed);
         }
