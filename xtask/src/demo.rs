@@ -15,6 +15,6 @@ pub(crate) fn run() -> Result<()> {
     let release = workspace().join(target).join("release");
     let (softiommu, client) = (release.join("softiommu"), release.join("client"));
     let shown = client.strip_prefix(workspace()).unwrap_or(&client);
-    println!("\n$ softiommu run -- {}", shown.display());
-    command::run(Command::new(softiommu).args(["run", "--"]).arg(client))
+    println!("\n$ softiommu run --explain-faults -- {}", shown.display());
+    command::run(Command::new(softiommu).args(["run", "--explain-faults", "--"]).arg(client))
 }

@@ -23,7 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// A client made of third-party crates, with a working /dev/iommu
+    /// A client made of third-party crates has a device copy memory through both stages of an SMMUv3
     Demo,
     /// Everything a change has to pass: format, lints, build, tests, documentation
     Test,

@@ -169,19 +169,57 @@ fn two_devices_on_one_vsmmu_have_their_own_stage_1() {
 }
 
 #[test]
-fn two_vsmmus_share_a_stage_2_where_the_hardware_allows() {
+fn two_vsmmus_keep_apart_what_a_guest_calls_the_same() {
     let vm = Vm::new(4);
-    let [same, elsewhere] = [5, 28].map(|engine| open(&vm.vmm, engine));
-    let second = vm.vmm.vsmmu(Options::mmu700(), &same, 0x10).unwrap();
-    assert_eq!(second.nest_parent(), vm.vsmmu.nest_parent());
-    let third = vm.vmm.vsmmu(Options::mmu700(), &elsewhere, 0x10).unwrap();
-    assert_ne!(third.nest_parent(), vm.vsmmu.nest_parent(), "another SMMU, another page table");
-    assert_eq!(vm.vmm.parents().ids().len(), 2);
-    for (vsmmu, device) in [(&vm.vsmmu, &vm.device), (&second, &same), (&third, &elsewhere)] {
-        let guest = Guest::boot(vsmmu.smmu().clone(), &vm.ram).unwrap();
-        let stream = guest.stream(0x10).unwrap();
-        assert!(Copy::new(&vm.ram, &stream).arrives(&vm.ram, device));
+    let other = open(&vm.vmm, 5);
+    let second = vm.vmm.vsmmu(Options::mmu700(), &other, 0x10).unwrap();
+    assert_ne!(second.nest_parent(), vm.vsmmu.nest_parent());
+    let guests =
+        [&vm.vsmmu, &second].map(|vsmmu| Guest::boot(vsmmu.smmu().clone(), &vm.ram).unwrap());
+    // The same StreamID, ASID and IOVA on both, at once, and different pages.
+    let streams = guests.each_ref().map(|guest| guest.stream(0x10).unwrap());
+    let copies = streams.each_ref().map(|stream| Copy::new(&vm.ram, stream));
+    for _ in 0..4 {
+        for (copy, device) in copies.iter().zip([&vm.device, &other]) {
+            assert!(copy.arrives(&vm.ram, device));
+        }
     }
+    streams[0].unmap(TO).unwrap();
+    assert!(!copies[0].arrives(&vm.ram, &vm.device));
+    assert!(copies[1].arrives(&vm.ram, &other));
+}
+
+#[test]
+fn two_vsmmus_share_a_stage_2_where_the_hardware_allows() {
+    install();
+    let ram = GuestRam::new(RAM, 16 << 20).unwrap();
+    let vmm = Vmm::with_shared_stage_2(&ram).unwrap();
+    let devices = [29, 30, 24].map(|engine| open(&vmm, engine));
+    let [first, second, elsewhere] =
+        devices.each_ref().map(|device| vmm.vsmmu(Options::mmu700(), device, 0x10).unwrap());
+    assert_eq!(first.nest_parent(), second.nest_parent());
+    assert_ne!(first.nest_parent(), elsewhere.nest_parent(), "another SMMU, another page table");
+    assert_eq!(vmm.parents().ids().len(), 2);
+    let guests =
+        [&first, &second, &elsewhere].map(|vsmmu| Guest::boot(vsmmu.smmu().clone(), &ram).unwrap());
+    // An ASID means one address space on all of them: nobody else's is taken.
+    let _before = guests[1].domain().unwrap();
+    let streams = guests.each_ref().map(|guest| guest.stream(0x10).unwrap());
+    let copies = streams.each_ref().map(|stream| Copy::new(&ram, stream));
+    for (copy, device) in copies.iter().zip(&devices) {
+        assert!(copy.arrives(&ram, device));
+    }
+    // What leaves stage 2 is gone for all.
+    let region = Region::new(0x1_0000_0000, 2 << 20).unwrap();
+    for stream in &streams {
+        stream.unmap(TO).unwrap();
+        stream.map(TO, region.range().start).unwrap();
+    }
+    vmm.plug_memory(&region).unwrap();
+    let run = |device: &Assigned| device.engine().run(CHAIN).unwrap() == Copied::Done;
+    assert!(devices.iter().all(run));
+    vmm.unplug_memory(&region).unwrap();
+    assert!(!devices.iter().any(run));
 }
 
 #[test]
