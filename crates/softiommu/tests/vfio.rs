@@ -26,7 +26,7 @@ fn install() {
     static MACHINE: std::sync::Once = std::sync::Once::new();
     // Tests of one process share the machine, and each wants a device.
     let mut machine = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n".to_owned();
-    for n in ["0", "1", "2", "3"] {
+    for n in ["0", "1", "2", "3", "4"] {
         let device = ["[[device]]\nname = \"d", n, "\"\nmodel = \"ioat\"\niommu = \"s\"\n"];
         machine += &device.concat();
     }
@@ -210,4 +210,21 @@ fn what_the_device_is() {
     assert!(engine.device.read_at(&mut [0; 4], 16 << 10).is_err());
     assert_eq!(engine.device.read_at(&mut [0; 64], CONFIG + 4096 - 8).unwrap(), 8);
     assert!(engine.device.write_at(&[0; 4], 12 << 40).is_err());
+}
+
+#[test]
+fn the_readme_lists_every_ioctl_with_what_is_true() {
+    let engine = Engine::new(4);
+    for &(name, command) in uapi::nr::DEVICE_COMMANDS {
+        let readme = include_str!("../../../README.md");
+        let row = readme.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        let state = row.and_then(|row| row.split('|').nth(2)).map(str::trim);
+        // No argument: what it gets as far as says whether it is known.
+        let answer = ioctl(&engine.device, command.into(), &mut [0; 8]);
+        assert_eq!(
+            state.map(|state| state == "missing"),
+            Some(answer == Err(libc::ENOTTY)),
+            "{name} is {state:?} in the README, and answers {answer:?}"
+        );
+    }
 }

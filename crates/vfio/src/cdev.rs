@@ -319,7 +319,7 @@ impl File for DeviceFile {
     fn ioctl(&self, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Errno> {
         let result = self.call(task, cmd, arg);
         if let Err(error) = &result {
-            tracing::debug!(ioctl = nr::name(cmd), %error, "refused");
+            tracing::debug!(ioctl = nr::device_name(cmd), %error, "refused");
         }
         result.map_err(|error| error.errno())
     }
