@@ -14,8 +14,9 @@
 //!
 //! # Limits
 //! - Static programs and bare system call instructions are not seen, nor are the
-//!   C library's calls to itself: `opendir` below our paths, `execl`.
+//!   C library's calls to itself: `execl`, `glob` below our paths.
 //! - Paths are compared as written, absolute, without `..` or symbolic links.
+//! - A program that makes a directory of a [`Tree`] its working directory sees where it really is.
 //! - A path argument that points nowhere crashes instead of failing with `EFAULT`.
 //! - Files of a process that was killed answer `ENODEV` in others.
 
@@ -35,6 +36,7 @@ mod server;
 mod sys;
 mod table;
 mod task;
+mod tree;
 mod wire;
 
 use std::sync::Arc;
@@ -42,6 +44,7 @@ use std::sync::Arc;
 use host_linux::Host;
 
 pub use paths::{Captures, Generate, Node, Patch, PathTable, Prefixes};
+pub use tree::Tree;
 
 /// Starts a thread of whoever is behind the paths: it takes none of the program's signals.
 pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use libc::{FILE, iovec, mmsghdr, mode_t, msghdr, off_t, size_t, ssize_t};
+use libc::{DIR, FILE, iovec, mmsghdr, mode_t, msghdr, off_t, size_t, ssize_t};
 
 use crate::sys::{Answer, c_result, set_errno, syscall6};
 
@@ -146,6 +146,9 @@ next! {
     fn fopen(path: Str, mode: Str) -> *mut FILE;
     fn fopen64(path: Str, mode: Str) -> *mut FILE;
     fn fclose(file: *mut FILE) -> c_int;
+    fn opendir(path: Str) -> *mut DIR;
+    fn scandir(path: Str, list: *mut *mut *mut c_void, filter: *const c_void, compare: *const c_void) -> c_int;
+    fn scandir64(path: Str, list: *mut *mut *mut c_void, filter: *const c_void, compare: *const c_void) -> c_int;
     fn freopen(path: Str, mode: Str, file: *mut FILE) -> *mut FILE;
     fn freopen64(path: Str, mode: Str, file: *mut FILE) -> *mut FILE;
 

@@ -1,6 +1,6 @@
 //! Opening and looking at paths of ours.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::io::{Seek, Write};
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::Arc;
@@ -10,8 +10,9 @@ use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::FdFlags;
 
 use crate::client;
-use crate::paths::{Captures, Node, begins_like, spell_out_self};
-use crate::process::{CONFIG, Inside, Machine, current};
+use crate::paths::{Captures, Node, PathTable, begins_like, spell_out_self};
+use crate::process::{CONFIG, Config, Inside, Machine, current};
+use crate::sys::{errno, set_errno};
 use crate::task::LocalTask;
 
 /// A path that may be ours, by its first bytes: all that others cost.
@@ -55,6 +56,57 @@ pub(crate) unsafe fn relative_candidate(dir: c_int, path: *const c_char) -> Opti
     let (base, path) = (base.to_str().ok()?, std::str::from_utf8(path).ok()?);
     let full = format!("{base}/{path}");
     begins_like(full.as_bytes(), config.prefixes.build).then_some(full)
+}
+
+/// The path to give to the C library.
+pub(crate) struct Redirected {
+    path: *const c_char,
+    /// What `path` points to, if it is not the caller's.
+    ours: Option<CString>,
+}
+
+impl Redirected {
+    pub(crate) fn as_ptr(&self) -> *const c_char {
+        self.ours.as_ref().map_or(self.path, |ours| ours.as_ptr())
+    }
+
+    pub(crate) fn is_ours(&self) -> bool {
+        self.ours.is_some()
+    }
+}
+
+/// Where to look for a path that no node is at.
+///
+/// # Safety
+/// As for [`candidate`].
+#[inline]
+pub(crate) unsafe fn redirect(path: *const c_char) -> Redirected {
+    // SAFETY: as promised by the caller.
+    let ours = unsafe { candidate(path) }.and_then(overlaid);
+    Redirected { path, ours }
+}
+
+fn overlaid(path: &str) -> Option<CString> {
+    let config = CONFIG.get()?;
+    let before = errno();
+    let build = begins_like(path.as_bytes(), config.prefixes.build);
+    let ours = trees(config, path, build).and_then(|paths| paths.overlaid(path));
+    set_errno(before);
+    ours
+}
+
+/// The table whose trees programs see: this process's, or the one of whoever forked it.
+fn trees(config: &Config, path: &str, build: bool) -> Option<&'static PathTable> {
+    let process = current();
+    match process.machine(config, path, build) {
+        Some(Machine::Here(paths)) => Some(paths),
+        _ => process.owner_paths,
+    }
+}
+
+/// A path as programs know it, if it is in a tree.
+pub(crate) fn shown(path: &[u8]) -> Option<&[u8]> {
+    trees(CONFIG.get()?, "", false)?.shown(path)
 }
 
 /// Who answers for a path of ours.

@@ -2,9 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::any::Any;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use host::CharDevice;
+
+use crate::tree::Tree;
 
 /// Changes the content of a file.
 pub type Patch = Arc<dyn Fn(&Captures, Vec<u8>) -> Vec<u8> + Send + Sync>;
@@ -45,6 +49,7 @@ impl Captures {
 #[derive(Clone, Default)]
 pub struct PathTable {
     entries: Vec<(String, Node)>,
+    overlays: Vec<(Arc<Tree>, Vec<String>)>,
     kept: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -64,6 +69,35 @@ impl PathTable {
     pub fn keep(&mut self, what: Arc<dyn Any + Send + Sync>) -> &mut Self {
         self.kept.push(what);
         self
+    }
+
+    /// Has paths that are one of `paths`, or below one, looked up in `tree`, unless a node is there. Those have to begin
+    /// like one of the [`Prefixes`].
+    pub fn overlay(
+        &mut self,
+        tree: Arc<Tree>,
+        paths: impl IntoIterator<Item = String>,
+    ) -> &mut Self {
+        self.overlays.push((tree, paths.into_iter().collect()));
+        self
+    }
+
+    /// Where `path` is looked up instead.
+    pub(crate) fn overlaid(&self, path: &str) -> Option<CString> {
+        let below = |prefix: &String| {
+            path.strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let (tree, _) = self.overlays.iter().find(|(_, paths)| paths.iter().any(below))?;
+        let mut place = tree.root().as_os_str().as_bytes().to_owned();
+        place.extend(path.as_bytes());
+        CString::new(place).ok()
+    }
+
+    /// The path by which programs know what is at `path` in a tree.
+    pub(crate) fn shown<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        let roots = self.overlays.iter().map(|(tree, _)| tree.root().as_os_str().as_bytes());
+        roots.into_iter().find_map(|root| path.strip_prefix(root))
     }
 
     /// What `path` leads to.

@@ -506,3 +506,13 @@ impl Header {
         }
     }
 }
+
+#[test]
+fn a_child_finds_the_trees_of_its_parent() {
+    let _one = setup();
+    // The parent has looked.
+    drop(open());
+    let read = || std::fs::read_to_string("/sys/class/counter/number").unwrap();
+    assert!(in_child(|| assert_eq!(read(), "10:77\n")).wait());
+    assert_eq!(read(), "10:77\n", "the child has ended, and left it");
+}

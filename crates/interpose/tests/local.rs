@@ -272,3 +272,57 @@ fn threads_hammer_the_table() {
     drop(shared);
     assert_eq!(live(), before);
 }
+
+unsafe extern "C" {
+    fn scandir(
+        path: *const libc::c_char,
+        list: *mut *mut *mut libc::dirent,
+        filter: Option<extern "C" fn(*const libc::dirent) -> c_int>,
+        compare: Option<extern "C" fn(*mut *const libc::dirent, *mut *const libc::dirent) -> c_int>,
+    ) -> c_int;
+}
+
+#[test]
+fn a_tree_is_found_where_programs_look_for_it() {
+    use std::fs;
+    use std::path::Path;
+    const AT: &str = "/sys/class/counter";
+    let _one = setup();
+    let mut names: Vec<_> =
+        fs::read_dir(AT).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["number", "other", "up"]);
+    for name in names {
+        assert_eq!(fs::read_to_string(Path::new(AT).join(name)).unwrap(), "10:77\n");
+    }
+    assert!(fs::metadata(AT).unwrap().is_dir());
+    let link = format!("{AT}/up");
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("../counter/number"));
+    assert_eq!(fs::canonicalize(&link).unwrap(), Path::new("/sys/class/counter/number"));
+    assert!(!fs::exists(format!("{AT}/nothing")).unwrap());
+    assert!(!fs::exists("/sys/class/counters").unwrap(), "whole segments");
+    // By C, and from a directory that is open.
+    let directory = fs::File::open(AT).unwrap();
+    // SAFETY: C strings, a descriptor of ours, and what the C library allocates.
+    unsafe {
+        let path = CString::new(format!("{AT}/number")).unwrap();
+        assert_eq!(libc::access(path.as_ptr(), libc::R_OK), 0);
+        let file = libc::fopen(path.as_ptr(), c"r".as_ptr());
+        assert!(!file.is_null());
+        assert_eq!(libc::fgetc(file), c_int::from(b'1'));
+        libc::fclose(file);
+        let mut list: *mut *mut libc::dirent = std::ptr::null_mut();
+        let path = CString::new(AT).unwrap();
+        let found = scandir(path.as_ptr(), &raw mut list, None, None);
+        assert_eq!(found, 5, "with . and ..");
+        for n in 0..found as usize {
+            libc::free((*list.add(n)).cast());
+        }
+        libc::free(list.cast());
+        let fd = libc::openat(directory.as_raw_fd(), c"other".as_ptr(), libc::O_RDONLY);
+        let mut text = String::new();
+        fs::File::from_raw_fd(fd).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "10:77\n");
+    }
+}

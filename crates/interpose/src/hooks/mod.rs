@@ -13,6 +13,7 @@
 
 mod credentials;
 mod descriptor;
+mod directory;
 mod exec;
 mod io;
 mod memory;

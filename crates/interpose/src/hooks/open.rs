@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_int};
 use libc::{FILE, mode_t};
 
 use crate::next;
-use crate::open::{candidate, open as open_ours, relative_candidate};
+use crate::open::{candidate, open as open_ours, redirect, relative_candidate};
 use crate::process::current;
 use crate::sys::answer;
 use crate::table::slot_of;
@@ -40,7 +40,7 @@ macro_rules! openers {
             unsafe {
                 match openers!(@ours $($dir)? path flags) {
                     Some(fd) => fd,
-                    None => next::$name($($dir,)? path, flags $(, $mode)?),
+                    None => next::$name($($dir,)? redirect(path).as_ptr(), flags $(, $mode)?),
                 }
             }
         }
@@ -105,13 +105,13 @@ unsafe fn stream(path: *const c_char, mode: *const c_char) -> Option<*mut FILE> 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn fopen(path: *const c_char, mode: *const c_char) -> *mut FILE {
     // SAFETY: the same call, as promised by the caller.
-    unsafe { stream(path, mode).unwrap_or_else(|| next::fopen(path, mode)) }
+    unsafe { stream(path, mode).unwrap_or_else(|| next::fopen(redirect(path).as_ptr(), mode)) }
 }
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn fopen64(path: *const c_char, mode: *const c_char) -> *mut FILE {
     // SAFETY: the same call, as promised by the caller.
-    unsafe { stream(path, mode).unwrap_or_else(|| next::fopen64(path, mode)) }
+    unsafe { stream(path, mode).unwrap_or_else(|| next::fopen64(redirect(path).as_ptr(), mode)) }
 }
 
 /// The C library closes the descriptor of a stream without calling `close`.
@@ -144,7 +144,7 @@ macro_rules! reopeners {
                     return next::$name(path, mode, file);
                 }
                 let Some(fd) = ours(path, flags_of(mode)) else {
-                    return next::$name(path, mode, file);
+                    return next::$name(redirect(path).as_ptr(), mode, file);
                 };
                 if fd < 0 {
                     libc::fclose(file);

@@ -1,13 +1,13 @@
 //! `stat`, `access`, `readlink`, `realpath` and their families.
 
-use std::ffi::{c_char, c_int, c_uint};
+use std::ffi::{CStr, c_char, c_int, c_uint};
 
 use host::Errno;
 use libc::{size_t, ssize_t};
 
 use crate::calls::{self, Identity};
 use crate::next;
-use crate::open::{Look, candidate, look};
+use crate::open::{Look, candidate, look, redirect, shown};
 use crate::sys::answer;
 use crate::table::slot_of;
 
@@ -108,7 +108,7 @@ macro_rules! by_path {
             unsafe {
                 match facts_at(path) {
                     Some(facts) => answer(|| fill(facts?, buf)),
-                    None => next::$name($($ver,)? path, buf),
+                    None => next::$name($($ver,)? redirect(path).as_ptr(), buf),
                 }
             }
         }
@@ -137,7 +137,7 @@ macro_rules! by_path_at {
                 }
                 match facts_at(path) {
                     Some(facts) => answer(|| fill(facts?, buf)),
-                    None => next::$name($($ver,)? dir, path, buf, flags),
+                    None => next::$name($($ver,)? dir, redirect(path).as_ptr(), buf, flags),
                 }
             }
         }
@@ -188,7 +188,7 @@ pub(super) unsafe extern "C" fn statx(
         }
         match facts_at(path) {
             Some(facts) => answer(|| fill_x(facts?, buf)),
-            None => next::statx(dir, path, flags, mask, buf),
+            None => next::statx(dir, redirect(path).as_ptr(), flags, mask, buf),
         }
     }
 }
@@ -208,7 +208,7 @@ macro_rules! access {
             unsafe {
                 match facts_at(path) {
                     Some(facts) => answer(|| permits(&facts?, mode)),
-                    None => next::$name($($dir,)? path, mode $(, $flags)?),
+                    None => next::$name($($dir,)? redirect(path).as_ptr(), mode $(, $flags)?),
                 }
             }
         }
@@ -228,7 +228,7 @@ unsafe fn descriptor_link(path: *const c_char) -> Option<c_int> {
         return None;
     }
     // SAFETY: the caller's C string.
-    let path = unsafe { std::ffi::CStr::from_ptr(path) }.to_bytes();
+    let path = unsafe { CStr::from_ptr(path) }.to_bytes();
     let rest = path.strip_prefix(b"/proc/")?;
     let path = std::str::from_utf8(rest).ok()?;
     let (who, fd) = path.split_once("/fd/")?;
@@ -261,7 +261,10 @@ pub(super) unsafe extern "C" fn readlink(
     len: size_t,
 ) -> ssize_t {
     // SAFETY: the same call, as promised by the caller.
-    unsafe { read_link(path, buf, len).unwrap_or_else(|| next::readlink(path, buf, len)) }
+    unsafe {
+        read_link(path, buf, len)
+            .unwrap_or_else(|| next::readlink(redirect(path).as_ptr(), buf, len))
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -272,26 +275,53 @@ pub(super) unsafe extern "C" fn readlinkat(
     len: size_t,
 ) -> ssize_t {
     // SAFETY: the same call, as promised by the caller.
-    unsafe { read_link(path, buf, len).unwrap_or_else(|| next::readlinkat(dir, path, buf, len)) }
+    unsafe {
+        read_link(path, buf, len)
+            .unwrap_or_else(|| next::readlinkat(dir, redirect(path).as_ptr(), buf, len))
+    }
 }
 
-/// A path of ours is its own real path.
+/// The real path of what is ours: of a node the path itself, of what is in a tree the path that programs know it by.
 unsafe fn real_path(path: *const c_char, out: *mut c_char) -> Option<*mut c_char> {
     // SAFETY: the caller's C string and buffer of `PATH_MAX` bytes, if any.
     unsafe {
-        let facts = facts_at(path)?;
+        if let Some(facts) = facts_at(path) {
+            return Some(answer(|| {
+                facts?;
+                give(CStr::from_ptr(path).to_bytes(), out)
+            }));
+        }
+        let there = redirect(path);
+        if !there.is_ours() {
+            return None;
+        }
+        let real = next::realpath(there.as_ptr(), std::ptr::null_mut());
+        if real.is_null() {
+            return Some(real);
+        }
         Some(answer(|| {
-            facts?;
-            if out.is_null() {
-                return Ok(libc::strdup(path));
-            }
-            let len = libc::strlen(path);
-            if len >= libc::PATH_MAX as usize {
-                return Err(Errno::NAMETOOLONG);
-            }
-            std::ptr::copy(path, out, len + 1);
-            Ok(out)
+            let found = CStr::from_ptr(real).to_bytes();
+            let result = give(shown(found).unwrap_or(found), out);
+            libc::free(real.cast());
+            result
         }))
+    }
+}
+
+/// Hands a path out as `realpath` does.
+unsafe fn give(path: &[u8], out: *mut c_char) -> Result<*mut c_char, Errno> {
+    if path.len() >= libc::PATH_MAX as usize {
+        return Err(Errno::NAMETOOLONG);
+    }
+    // SAFETY: the caller's buffer of `PATH_MAX` bytes, or one that has the size, for the path and its end.
+    unsafe {
+        let out = if out.is_null() { libc::malloc(path.len() + 1).cast() } else { out };
+        if out.is_null() {
+            return Err(Errno::NOMEM);
+        }
+        std::ptr::copy(path.as_ptr().cast(), out, path.len());
+        *out.add(path.len()) = 0;
+        Ok(out)
     }
 }
 

@@ -12,7 +12,7 @@ use host::{
     Access, Capability, CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, Notify,
     OpenFile, PhysRun, Task,
 };
-use interpose::{Node, PathTable, Prefixes};
+use interpose::{Node, PathTable, Prefixes, Tree};
 
 pub const ADD: u32 = 0x4008_7001;
 pub const CHILD: u32 = 0x7002;
@@ -190,7 +190,11 @@ pub fn setup() -> MutexGuard<'static, ()> {
     static ONCE: Once = Once::new();
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     ONCE.call_once(|| {
-        let prefixes = Prefixes { build: &["/dev/counter"], if_built: &["/proc/"], relative: &[] };
+        let prefixes = Prefixes {
+            build: &["/dev/counter", "/sys/class/counter"],
+            if_built: &["/proc/"],
+            relative: &[],
+        };
         interpose::install(prefixes, |_| {
             let mut table = PathTable::new();
             table.add("/dev/counter", Node::CharDevice(Arc::new(Device)));
@@ -204,6 +208,12 @@ pub fn setup() -> MutexGuard<'static, ()> {
                     text
                 })),
             );
+            let tree = Tree::new().unwrap();
+            tree.file("/sys/class/counter/number", "10:77\n").unwrap();
+            tree.link("/sys/class/counter/other", "number").unwrap();
+            tree.link("/sys/class/counter/up", "../counter/number").unwrap();
+            tree.remove_at_exit();
+            table.overlay(Arc::new(tree), ["/sys/class/counter".to_owned()]);
             table
         })
         .unwrap();
