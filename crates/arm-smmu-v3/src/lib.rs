@@ -42,7 +42,7 @@ pub use faults::{Cause, HostFault, HostFaults};
 pub use iommu::Prot;
 pub use nested::Nested;
 pub use pagetable::Stage;
-pub use platform::{DmaMemory, Registers};
+pub use platform::{DmaMemory, Functions, Registers};
 pub use probe::{Features, Httu, ProbeError};
 pub use smmu::{Events, Options, PageRequests, Smmu};
 pub use smmuv3::wire::{Command, Event};

@@ -36,6 +36,15 @@ impl<R: Registers + ?Sized> Registers for Arc<R> {
     }
 }
 
+/// The PCIe functions behind an SMMU: what is the driver's to set in their configuration space.
+pub trait Functions: Send + Sync {
+    /// Sets `ATS Control.Enable` of the function that has this StreamID. When a call that clears it returns, the function
+    /// asks for no translation and uses none.
+    ///
+    /// Called while nothing of the SMMU is waited for, and not to call back into the driver.
+    fn enable_ats(&self, stream_id: u32, enable: bool);
+}
+
 pub(crate) fn read(registers: &impl Registers, register: Register) -> u32 {
     registers.read32(register.offset())
 }

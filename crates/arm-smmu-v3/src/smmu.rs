@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,7 +16,7 @@ use crate::domain::AtsUser;
 use crate::entry;
 use crate::error::Error;
 use crate::ids::Ids;
-use crate::platform::{DmaMemory, Registers, read, write, write64};
+use crate::platform::{DmaMemory, Functions, Registers, read, write, write64};
 use crate::probe::Features;
 use crate::records::{EVENTQ, PRIQ, RecordQueue};
 use crate::stream::Claims;
@@ -68,6 +68,8 @@ pub struct Smmu<R: Registers, M: DmaMemory> {
     streams: Mutex<StreamTable<M>>,
     /// Streams that are not to have ATS, whatever their STEs are to say.
     without_ats: Mutex<BTreeSet<u32>>,
+    /// Told what the STEs say of ATS.
+    functions: OnceLock<Arc<dyn Functions>>,
     /// For good: something failed that must not.
     out_of_service: AtomicBool,
     pub(crate) claims: Claims,
@@ -92,6 +94,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
             vmids: Ids::new(features.vmid_bits),
             claims: Claims::default(),
             without_ats: Mutex::default(),
+            functions: OnceLock::new(),
             out_of_service: AtomicBool::new(false),
             registers,
             memory,
@@ -104,6 +107,18 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         };
         smmu.reset()?;
         Ok(Arc::new(smmu))
+    }
+
+    /// Has these functions told when they may use ATS: before the SMMU gives them translations, and until it refuses
+    /// them. To be called once, before there are streams; without it, functions have to know.
+    pub fn connect(&self, functions: Arc<dyn Functions>) {
+        let _ = self.functions.set(functions);
+    }
+
+    fn enable_ats(&self, stream_id: u32, enable: bool) {
+        if let Some(functions) = self.functions.get() {
+            functions.enable_ats(stream_id, enable);
+        }
     }
 
     /// What it is.
@@ -141,6 +156,7 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
     fn revoke_ats(&self, stream_id: u32) -> Result<(), Error> {
         tracing::warn!(stream_id, "does not answer ATS invalidations: ATS is off");
         let mut streams = self.streams.lock();
+        self.enable_ats(stream_id, false);
         self.without_ats.lock().insert(stream_id);
         let place = streams.ste(stream_id)?;
         let old = Ste(entry::read(place));
@@ -191,13 +207,19 @@ impl<R: Registers, M: DmaMemory> Smmu<R, M> {
         let mut streams = self.streams.lock();
         let new = if self.permits_ats(stream_id) { new } else { new.with_eats(0) };
         let old = Ste(entry::read(streams.ste(stream_id)?));
-        if !entry::is_hitless(old, new)
-            && streams.replace(stream_id, new, |forget| Ok(self.run(&[forget])?))?
-        {
-            return Ok(());
+        if old.eats() != 0 && new.eats() == 0 {
+            // First, or what it asks for and uses meanwhile were errors.
+            self.enable_ats(stream_id, false);
         }
-        let place = streams.ste(stream_id)?;
-        entry::write(place, old, new, || self.forget_stream(stream_id))
+        let forget = |forget| Ok(self.run(&[forget])?);
+        if entry::is_hitless(old, new) || !streams.replace(stream_id, new, forget)? {
+            let place = streams.ste(stream_id)?;
+            entry::write(place, old, new, || self.forget_stream(stream_id))?;
+        }
+        if new.eats() != 0 {
+            self.enable_ats(stream_id, true);
+        }
+        Ok(())
     }
 
     /// Has the SMMU forget the configuration of a stream: its STE, its CDs, and the way to them.

@@ -2,6 +2,15 @@
 //!
 //! Registers and descriptors are those of Intel's CB3 devices, as Linux's `ioatdma` and the kernel's VFIO selftests
 //! drive them. Of the operations it has the copy, the null descriptor and none of the RAID ones.
+//!
+//! One thing is ours: an engine with PASIDs looks at the reserved word at byte 32 of a copy descriptor (`rsv1`), which
+//! drivers that do not know of it leave zero. An engine without PASIDs ignores it, as hardware does.
+//!
+//! | bits | what |
+//! |---|---|
+//! | 31 | source and destination are addresses of a process; the descriptor itself never is |
+//! | 30 | with privilege |
+//! | 19:0 | its PASID, of which the bits count that the function has |
 
 use std::sync::Arc;
 
@@ -73,6 +82,10 @@ const CTL_NULL: u32 = 1 << 5;
 const OP_SHIFT: u32 = 24;
 const OP_COPY: u32 = 0;
 
+/// The word at byte 32 of a descriptor (`rsv1`), of which we make use: see the module.
+const PROCESS_VALID: u32 = 1 << 31;
+const PROCESS_PRIVILEGED: u32 = 1 << 30;
+
 /// A DMA engine.
 pub struct Ioat {
     engine: Arc<Engine>,
@@ -80,7 +93,9 @@ pub struct Ioat {
 }
 
 struct Engine {
+    /// The thread has one of its own, as has who raises an interrupt by writing registers.
     bus: Bus,
+    registers: Mutex<Bus>,
     state: Mutex<Channel>,
 }
 
@@ -136,7 +151,8 @@ impl Channel {
 impl Ioat {
     /// An engine on this bus, whose thread `spawn` starts.
     pub fn new(bus: Bus, spawn: &Spawn) -> Arc<Self> {
-        let engine = Arc::new(Engine { bus, state: Mutex::new(Channel::new(0)) });
+        let (registers, state) = (Mutex::new(bus.another()), Mutex::new(Channel::new(0)));
+        let engine = Arc::new(Engine { bus, registers, state });
         Arc::new(Self { engine, worker: Worker::new("ioat", spawn) })
     }
 
@@ -235,7 +251,7 @@ impl Device for Ioat {
                     state.armed = !due;
                     drop(state);
                     if due {
-                        self.engine.bus.raise(0);
+                        self.engine.registers.lock().raise(0);
                     }
                 }
             }
@@ -276,7 +292,7 @@ impl Ioat {
             let intrctrl = state.intrctrl;
             *state = Channel { intrctrl, ..Channel::new(state.life + 1) };
             drop(state);
-            self.worker.rest();
+            self.engine.bus.without_waiting(|| self.worker.rest());
         } else if command & CMD_SUSPEND != 0 {
             if state.status != HALTED {
                 state.status = SUSPENDED;
@@ -302,6 +318,8 @@ struct Descriptor {
     source: u64,
     destination: u64,
     next: u64,
+    /// Our extension, see the module.
+    process: u32,
 }
 
 impl Descriptor {
@@ -313,12 +331,29 @@ impl Descriptor {
             source: long(8),
             destination: long(16),
             next: long(24),
+            process: long(32) as u32,
         }
     }
 }
 
+impl Descriptor {
+    /// The PASID that it is to use. The function may use those of `bits` bits, so others are cut to them.
+    fn pasid(&self, bits: u8) -> Option<u32> {
+        let valid = bits > 0 && self.process & PROCESS_VALID != 0;
+        valid.then_some(self.process & ((1 << bits) - 1))
+    }
+
+    fn privileged(&self, bits: u8) -> bool {
+        self.pasid(bits).is_some() && self.process & PROCESS_PRIVILEGED != 0
+    }
+}
+
 impl Work for Engine {
-    fn step(&self) -> bool {
+    fn bus(&self) -> Bus {
+        self.bus.another()
+    }
+
+    fn step(&self, bus: &mut Bus) -> bool {
         let (address, life) = {
             let mut state = self.state.lock();
             if state.status != ACTIVE {
@@ -330,7 +365,7 @@ impl Work for Engine {
             }
             (state.next, state.life)
         };
-        let result = self.execute(address);
+        let result = Self::execute(bus, address);
         let mut state = self.state.lock();
         if state.life != life {
             return false;
@@ -359,7 +394,7 @@ impl Work for Engine {
         state.armed &= !wanted;
         drop(state);
         if write_completion && completion != 0 {
-            let written = self.bus.write(Access::at(completion), &status.to_le_bytes());
+            let written = bus.write(Access::at(completion), &status.to_le_bytes());
             if written.is_err() {
                 let mut state = self.state.lock();
                 if state.life == life {
@@ -368,7 +403,7 @@ impl Work for Engine {
             }
         }
         if interrupts {
-            self.bus.raise(0);
+            bus.raise(0);
         }
         true
     }
@@ -376,9 +411,9 @@ impl Work for Engine {
 
 impl Engine {
     /// Carries out the descriptor at an address; bits of `CHANERR` if that fails.
-    fn execute(&self, address: u64) -> Result<Descriptor, u32> {
+    fn execute(bus: &mut Bus, address: u64) -> Result<Descriptor, u32> {
         let mut bytes = [0; 64];
-        self.bus.read(Access::at(address), &mut bytes).map_err(|_| NEXT_DESCRIPTOR_ADDRESS)?;
+        bus.read(Access::at(address), &mut bytes).map_err(|_| NEXT_DESCRIPTOR_ADDRESS)?;
         let descriptor = Descriptor::decode(&bytes);
         if descriptor.control & CTL_NULL != 0 {
             return Ok(descriptor);
@@ -389,9 +424,15 @@ impl Engine {
         if descriptor.size > 1 << XFERCAP {
             return Err(LENGTH);
         }
+        let bits = bus.pasid_bits();
+        let at = |address| Access {
+            pasid: descriptor.pasid(bits),
+            privileged: descriptor.privileged(bits),
+            ..Access::at(address)
+        };
         let mut data = vec![0; descriptor.size as usize];
-        self.bus.read(Access::at(descriptor.source), &mut data).map_err(|_| READ_DATA)?;
-        self.bus.write(Access::at(descriptor.destination), &data).map_err(|_| WRITE_DATA)?;
+        bus.read(at(descriptor.source), &mut data).map_err(|_| READ_DATA)?;
+        bus.write(at(descriptor.destination), &data).map_err(|_| WRITE_DATA)?;
         Ok(descriptor)
     }
 }

@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 use platform::Spawn;
+use vfio::Bus;
 
 /// What the thread works off.
 pub(crate) trait Work: Send + Sync + 'static {
+    /// A bus for the thread.
+    fn bus(&self) -> Bus;
+
     /// Does a piece of what there is to do; whether there may be more.
-    fn step(&self) -> bool;
+    fn step(&self, bus: &mut Bus) -> bool;
 }
 
 /// See the module.
@@ -40,8 +44,9 @@ impl Worker {
         state.wanted = true;
         let process = std::process::id();
         if state.thread_of != Some(process) {
-            let (worker, work) = (self.clone(), Arc::downgrade(work));
-            let run = move || worker.run(|| work.upgrade().is_some_and(|work| work.step()));
+            let (worker, mut bus, work) = (self.clone(), work.bus(), Arc::downgrade(work));
+            let run =
+                move || worker.run(|| work.upgrade().is_some_and(|work| work.step(&mut bus)));
             // Without a thread there is no DMA: as a device whose clock stands still.
             if (self.spawn)(self.name, Box::new(run)).is_ok() {
                 state.thread_of = Some(process);
@@ -65,7 +70,7 @@ impl Worker {
         self.changed.notify_all();
     }
 
-    fn run(&self, step: impl Fn() -> bool) {
+    fn run(&self, mut step: impl FnMut() -> bool) {
         loop {
             {
                 let mut state = self.state.lock();

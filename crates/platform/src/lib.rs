@@ -10,10 +10,13 @@
 //! | above, to 2⁴⁸ | doorbells, 64 KiB each |
 #![forbid(unsafe_code)]
 
+mod atc;
 mod bus;
+mod endpoint;
 mod irq;
 mod its;
 mod port;
+mod pri;
 mod smmu;
 
 use std::sync::Arc;
@@ -25,11 +28,14 @@ use parking_lot::Mutex;
 
 pub use arm_smmu_v3::DeviceOptions;
 pub use bus::Bus;
+pub use endpoint::Capabilities;
 pub use irq::Spawn;
 pub use its::{Its, ItsDevice, ItsError, Sink};
 pub use port::{Access, DmaError, Port};
+pub use pri::{CAPACITY as PAGE_REQUEST_CAPACITY, PriStatus};
 pub use smmu::{AnyFence, Model, Smmu};
 
+use crate::endpoint::Endpoint;
 use crate::port::Itses;
 
 /// Why a machine cannot be built so.
@@ -134,13 +140,21 @@ impl Platform {
     /// Adds a device: what the IOMMU core knows it by, and its way to memory.
     pub fn add_device(&self, name: &str, place: &Place<'_>) -> Result<(Arc<Device>, Port), Error> {
         let device_id = self.next_device.fetch_add(1, Ordering::Relaxed);
-        let port = |behind| Port::new(&self.bus, &self.itses, device_id, behind);
+        let port = |endpoint, behind| {
+            Port::new(&self.bus, &self.itses, device_id, endpoint, behind)
+        };
         match place {
             Place::Smmu { smmu, stream_id, options, group } => {
                 let device = smmu.driver.add_device(name, *stream_id, options.clone(), group)?;
-                Ok((device, port(Some((smmu.model(), *stream_id, &smmu.stalls)))))
+                let endpoint = Endpoint::new(*stream_id, options);
+                smmu.endpoints.add(&endpoint);
+                let behind = (smmu.model(), *stream_id, &smmu.endpoints);
+                Ok((device, port(endpoint, Some(behind))))
             }
-            Place::Direct => Ok((NoIommu::add_device(name), port(None))),
+            Place::Direct => {
+                let endpoint = Endpoint::new(0, &DeviceOptions::default());
+                Ok((NoIommu::add_device(name), port(endpoint, None)))
+            }
         }
     }
 }

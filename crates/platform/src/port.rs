@@ -1,14 +1,16 @@
 //! How a device reaches memory and rings doorbells.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
-use smmuv3::{Devices, Memory, Refused, Requester, Resume, Transaction};
+use smmuv3::{Memory, Refused, Requester, Resume, Transaction};
 
 use crate::bus::{Bus, MMIO};
+use crate::endpoint::{Capabilities, Endpoint, Endpoints, Reach};
 use crate::its::{FRAME_LOG2, Its};
+use crate::pri::PriStatus;
 use crate::smmu::{AnyFence, Model};
 
 /// What a device asks for.
@@ -49,20 +51,44 @@ pub struct Port {
     doorbells: Arc<Itses>,
     /// What the interrupt controller knows the device by.
     device_id: u32,
-    /// The device is being reset: nothing waits.
-    halted: Arc<AtomicBool>,
-    way: Way,
+    endpoint: Arc<Endpoint>,
+    /// `None`: behind no IOMMU, addresses are physical.
+    behind: Option<Behind>,
 }
 
-enum Way {
-    /// Through an SMMU.
-    Translated {
-        stream_id: u32,
-        requester: Mutex<Requester<Arc<Bus>, AnyFence>>,
-        stalls: Arc<Stalls>,
-    },
-    /// Behind no IOMMU: addresses are physical.
-    Direct,
+/// The SMMU of a device.
+struct Behind {
+    stream_id: u32,
+    requester: Requester<Arc<Bus>, AnyFence>,
+    endpoints: Arc<Endpoints>,
+}
+
+/// Where the data of an access comes from, or goes to.
+enum Data<'a> {
+    /// From memory.
+    Read(&'a mut [u8]),
+    /// To memory.
+    Write(&'a [u8]),
+}
+
+impl Data<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Read(data) => data.len(),
+            Self::Write(data) => data.len(),
+        }
+    }
+
+    fn is_write(&self) -> bool {
+        matches!(self, Self::Write(_))
+    }
+
+    fn part(&mut self, part: Range<usize>) -> Data<'_> {
+        match self {
+            Self::Read(data) => Data::Read(&mut data[part]),
+            Self::Write(data) => Data::Write(&data[part]),
+        }
+    }
 }
 
 /// The interrupt controllers of a machine.
@@ -81,42 +107,40 @@ impl Port {
         bus: &Arc<Bus>,
         doorbells: &Arc<Itses>,
         device_id: u32,
-        behind: Option<(&Arc<Model>, u32, &Arc<Stalls>)>,
+        endpoint: Arc<Endpoint>,
+        behind: Option<(&Arc<Model>, u32, &Arc<Endpoints>)>,
     ) -> Self {
-        let way = match behind {
-            Some((model, stream_id, stalls)) => Way::Translated {
-                stream_id,
-                requester: Mutex::new(model.requester()),
-                stalls: stalls.clone(),
-            },
-            None => Way::Direct,
-        };
-        let halted = Arc::default();
-        Self { bus: bus.clone(), doorbells: doorbells.clone(), device_id, halted, way }
+        let behind = behind.map(|(model, stream_id, endpoints)| Behind {
+            stream_id,
+            requester: model.requester(),
+            endpoints: endpoints.clone(),
+        });
+        Self { bus: bus.clone(), doorbells: doorbells.clone(), device_id, endpoint, behind }
     }
 
     /// A port of the same device for another thread.
     #[must_use]
     pub fn another(&self) -> Self {
-        let way = match &self.way {
-            Way::Translated { stream_id, requester, stalls } => Way::Translated {
-                stream_id: *stream_id,
-                requester: Mutex::new(requester.lock().smmu().requester()),
-                stalls: stalls.clone(),
-            },
-            Way::Direct => Way::Direct,
-        };
-        let (bus, doorbells) = (self.bus.clone(), self.doorbells.clone());
-        Self { bus, doorbells, device_id: self.device_id, halted: self.halted.clone(), way }
+        let behind = self.behind.as_ref();
+        let behind = behind
+            .map(|behind| (behind.requester.smmu(), behind.stream_id, &behind.endpoints));
+        Self::new(&self.bus, &self.doorbells, self.device_id, self.endpoint.clone(), behind)
     }
 
-    /// Ends what the device's accesses wait for, and has none of them wait, until it is taken back. For all ports of
-    /// the device.
+    /// Ends what the device's accesses wait for, and has none of them wait, until it is taken back as often as it was
+    /// asked for. For all ports of the device.
     pub fn halt(&self, halt: bool) {
-        self.halted.store(halt, Ordering::Release);
-        if let Way::Translated { stalls, .. } = &self.way {
-            stalls.wake();
+        self.endpoint.halt(halt);
+        if let Some(behind) = &self.behind {
+            behind.endpoints.stalls.wake();
         }
+    }
+
+    /// A reset of the function, after which the host enables what was enabled before: the ATC is empty, and nothing is
+    /// wrong with page requests.
+    pub fn reset(&self) {
+        self.endpoint.atc.clear();
+        self.endpoint.pri.clear();
     }
 
     /// What the interrupt controller knows the device by.
@@ -124,27 +148,76 @@ impl Port {
         self.device_id
     }
 
+    /// What the device can do as a PCIe function.
+    pub fn capabilities(&self) -> Capabilities {
+        self.endpoint.capabilities
+    }
+
+    /// `ATS Control.Enable`, which the driver of the SMMU sets: the device translates its accesses before it makes them.
+    pub fn has_ats_enabled(&self) -> bool {
+        self.endpoint.atc.is_enabled()
+    }
+
+    /// The state of the device's page requests, which the driver of the SMMU enables with ATS.
+    pub fn page_requests(&self) -> PriStatus {
+        self.endpoint.pri.status()
+    }
+
     /// Reads memory.
     ///
-    /// An access that the SMMU stalls waits here for the answer, so a device does its DMA on a thread of its own.
-    pub fn read(&self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
+    /// An access that the SMMU stalls, or for which a page is asked, waits here for the answer, so a device does its DMA
+    /// on a thread of its own.
+    #[inline]
+    pub fn read(&mut self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
+        self.access(access, Data::Read(data))
+    }
+
+    /// Writes memory; 4 aligned bytes may reach a doorbell. Waits as [`Port::read`] does.
+    #[inline]
+    pub fn write(&mut self, access: Access, data: &[u8]) -> Result<(), DmaError> {
+        self.access(access, Data::Write(data))
+    }
+
+    /// Sends a message: `data` to the doorbell at `address`, which is never translated in advance.
+    pub fn message(&mut self, address: u64, data: u32) -> Result<(), DmaError> {
+        self.untranslated(Access::at(address), Data::Write(&data.to_le_bytes()))
+    }
+
+    #[inline]
+    fn access(&mut self, access: Access, data: Data<'_>) -> Result<(), DmaError> {
+        if self.endpoint.atc.is_enabled() {
+            return self.by_atc(access, data);
+        }
+        self.untranslated(access, data)
+    }
+
+    #[inline]
+    fn untranslated(&mut self, access: Access, mut data: Data<'_>) -> Result<(), DmaError> {
         let error = DmaError { address: access.address };
-        let Way::Translated { stream_id, requester, stalls } = &self.way else {
-            return self.bus.read(access.address, data).map_err(|_| error);
+        let Some(behind) = &mut self.behind else {
+            let result = match data {
+                Data::Read(data) => self.bus.read(access.address, data).map_err(|_| error),
+                Data::Write(data) => self.write_physical(access.address, data).ok_or(error),
+            };
+            return result;
         };
-        let transaction = transaction(*stream_id, access, false);
+        let rings = Rings { doorbells: &self.doorbells, device_id: self.device_id };
+        let transaction = transaction(behind.stream_id, access, data.is_write());
         loop {
-            let result = requester.lock().begin().read(&transaction, data);
-            let resume = match result {
+            let resume = match issue(&mut behind.requester, &transaction, &mut data, &rings) {
                 Ok(()) => return Ok(()),
                 Err(Refused::RazWi) => Resume::RazWi,
                 Err(Refused::Abort) => Resume::Abort,
-                Err(Refused::Stalled { stag }) => stalls.wait(*stream_id, stag, &self.halted),
+                Err(Refused::Stalled { stag }) => {
+                    let halted = || self.endpoint.is_halted();
+                    behind.endpoints.stalls.wait(behind.stream_id, stag, halted)
+                }
             };
-            match resume {
-                Resume::Retry => {}
-                Resume::Abort => return Err(error),
-                Resume::RazWi => {
+            match (resume, data) {
+                (Resume::Retry, same) => data = same,
+                (Resume::Abort, _) => return Err(error),
+                (Resume::RazWi, Data::Write(_)) => return Ok(()),
+                (Resume::RazWi, Data::Read(data)) => {
                     data.fill(0);
                     return Ok(());
                 }
@@ -152,57 +225,77 @@ impl Port {
         }
     }
 
-    /// Writes memory; 4 aligned bytes may reach a doorbell. Waits as [`Port::read`] does.
-    pub fn write(&self, access: Access, data: &[u8]) -> Result<(), DmaError> {
+    /// An access of a function with ATS: translated first, then made.
+    #[cold]
+    #[inline(never)]
+    fn by_atc(&mut self, access: Access, mut data: Data<'_>) -> Result<(), DmaError> {
         let error = DmaError { address: access.address };
-        let Way::Translated { stream_id, requester, stalls } = &self.way else {
-            return self.write_physical(access.address, data).map_err(|()| error);
-        };
-        let transaction = transaction(*stream_id, access, true);
-        loop {
-            let result = self.write_translated(&mut requester.lock(), &transaction, data);
-            let resume = match result {
-                Ok(()) | Err(Refused::RazWi) => return Ok(()),
-                Err(Refused::Abort) => Resume::Abort,
-                Err(Refused::Stalled { stag }) => stalls.wait(*stream_id, stag, &self.halted),
+        let mut done = 0;
+        while done < data.len() {
+            let Some(behind) = &mut self.behind else { return Err(error) };
+            let at = Access { address: access.address.wrapping_add(done as u64), ..access };
+            let mut rest = data.part(done..data.len());
+            let model = behind.requester.smmu().clone();
+            let (address, len, age) =
+                match self.endpoint.reach(&model, at, rest.is_write(), rest.len())? {
+                    Reach::Untranslated => return self.untranslated(at, rest),
+                    Reach::Translated { address, len, age } => (address, len, age),
+                };
+            let len = rest.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+            let to = Transaction {
+                translated: true,
+                ..transaction(behind.stream_id, Access::at(address), rest.is_write())
             };
-            match resume {
-                Resume::Retry => {}
-                Resume::Abort => return Err(error),
-                Resume::RazWi => return Ok(()),
-            }
+            let rings = Rings { doorbells: &self.doorbells, device_id: self.device_id };
+            let result = issue(&mut behind.requester, &to, &mut rest.part(0..len), &rings);
+            self.endpoint.finish(&model, age);
+            result.map_err(|_| error)?;
+            done += len;
         }
+        Ok(())
     }
 
-    /// Sends a message: `data` to the doorbell at `address`.
-    pub fn message(&self, address: u64, data: u32) -> Result<(), DmaError> {
-        self.write(Access::at(address), &data.to_le_bytes())
-    }
-
-    fn write_translated(
-        &self,
-        requester: &mut Requester<Arc<Bus>, AnyFence>,
-        transaction: &Transaction,
-        data: &[u8],
-    ) -> Result<(), Refused> {
-        let mut transfer = requester.begin();
-        // Messages are of this size, and little else is.
-        if let Ok(message) = <[u8; 4]>::try_from(data) {
-            let to = transfer.translate(transaction)?;
-            if MMIO.contains(&to.address) {
-                return self.ring(to.address, message).ok_or(Refused::Abort);
-            }
-        }
-        transfer.write(transaction, data)
-    }
-
-    fn write_physical(&self, address: u64, data: &[u8]) -> Result<(), ()> {
+    fn write_physical(&self, address: u64, data: &[u8]) -> Option<()> {
         match <[u8; 4]>::try_from(data) {
-            Ok(message) if MMIO.contains(&address) => self.ring(address, message).ok_or(()),
-            _ => self.bus.write(address, data).map_err(|_| ()),
+            Ok(message) if MMIO.contains(&address) => {
+                Rings { doorbells: &self.doorbells, device_id: self.device_id }
+                    .ring(address, message)
+            }
+            _ => self.bus.write(address, data).ok(),
         }
     }
+}
 
+/// One transaction, or as many as there are pages.
+#[inline]
+fn issue(
+    requester: &mut Requester<Arc<Bus>, AnyFence>,
+    transaction: &Transaction,
+    data: &mut Data<'_>,
+    rings: &Rings<'_>,
+) -> Result<(), Refused> {
+    let mut transfer = requester.begin();
+    let data = match data {
+        Data::Read(data) => return transfer.read(transaction, data),
+        Data::Write(data) => data,
+    };
+    // Messages are of this size, and little else is.
+    if let Ok(message) = <[u8; 4]>::try_from(*data) {
+        let to = transfer.translate(transaction)?;
+        if MMIO.contains(&to.address) {
+            return rings.ring(to.address, message).ok_or(Refused::Abort);
+        }
+    }
+    transfer.write(transaction, data)
+}
+
+/// A device at the doorbells.
+struct Rings<'a> {
+    doorbells: &'a Itses,
+    device_id: u32,
+}
+
+impl Rings<'_> {
     fn ring(&self, address: u64, message: [u8; 4]) -> Option<()> {
         let its = self.doorbells.at(address).filter(|its| its.translater() == address)?;
         its.message(self.device_id, u32::from_le_bytes(message));
@@ -235,13 +328,13 @@ enum Fate {
 }
 
 impl Stalls {
-    fn wait(&self, stream_id: u32, stag: u16, halted: &AtomicBool) -> Resume {
+    fn wait(&self, stream_id: u32, stag: u16, halted: impl Fn() -> bool) -> Resume {
         let mut fates = self.fates.lock();
         loop {
             if let Some(Fate::Answered(answer)) = fates.remove(&(stream_id, stag)) {
                 return answer;
             }
-            if halted.load(Ordering::Acquire) {
+            if halted() {
                 fates.insert((stream_id, stag), Fate::Abandoned);
                 return Resume::Abort;
             }
@@ -254,17 +347,12 @@ impl Stalls {
         let _fates = self.fates.lock();
         self.answered.notify_all();
     }
-}
 
-/// The end of an SMMU's stalls that the SMMU has.
-pub(crate) struct StallEnds(pub(crate) Arc<Stalls>);
-
-impl Devices for StallEnds {
-    fn resume(&self, stream_id: u32, stag: u16, action: Resume) {
-        let mut fates = self.0.fates.lock();
+    pub(crate) fn resume(&self, stream_id: u32, stag: u16, action: Resume) {
+        let mut fates = self.fates.lock();
         if fates.remove(&(stream_id, stag)).is_none() {
             fates.insert((stream_id, stag), Fate::Answered(action));
-            self.0.answered.notify_all();
+            self.answered.notify_all();
         }
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use smmuv3::{Fence, Membarrier, SeqCst};
 
 use crate::bus::Bus;
+use crate::endpoint::Endpoints;
 use crate::irq::{LineEnds, Lines, Spawn};
-use crate::port::{StallEnds, Stalls};
 use crate::{Error, irq};
 
 /// The model of an SMMU in this machine.
@@ -51,7 +51,7 @@ pub struct Smmu {
     name: String,
     model: Arc<Model>,
     pub(crate) driver: Arc<Driver>,
-    pub(crate) stalls: Arc<Stalls>,
+    pub(crate) endpoints: Arc<Endpoints>,
     lines: Arc<Lines>,
     /// Called by the thread of `lines`.
     _handler: Arc<dyn Fn() + Send + Sync>,
@@ -65,11 +65,12 @@ impl Smmu {
         spawn: &Spawn,
     ) -> Result<Self, Error> {
         let lines = irq::Lines::new(name, spawn);
-        let stalls = Arc::new(Stalls::default());
-        let (ends, devices) = (LineEnds(lines.clone()), StallEnds(stalls.clone()));
+        let endpoints = Arc::new(Endpoints::default());
+        let (ends, devices) = (LineEnds(lines.clone()), endpoints.clone());
         let model = Model::with_fence(options, bus.clone(), ends, devices, AnyFence::new())?;
         let smmu: Arc<DriverSmmu> =
             arm_smmu_v3::Smmu::new(model.clone(), bus.clone(), arm_smmu_v3::Options::default())?;
+        smmu.connect(endpoints.clone());
         let driver = arm_smmu_v3::Driver::new(&smmu);
         let handled = driver.clone();
         let handler: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
@@ -77,7 +78,7 @@ impl Smmu {
             while handled.handle_events() {}
         });
         lines.connect(Arc::downgrade(&handler));
-        Ok(Self { name: name.to_owned(), model, driver, stalls, lines, _handler: handler })
+        Ok(Self { name: name.to_owned(), model, driver, endpoints, lines, _handler: handler })
     }
 
     /// Its name.

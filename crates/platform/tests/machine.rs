@@ -125,7 +125,7 @@ fn table(platform: &Platform, port: &Port) -> (ItsDevice, Arc<AtomicU32>) {
 #[test]
 fn dma_goes_where_the_ioas_says_and_nowhere_else() {
     let machine = Machine::new();
-    let (device, port) = machine.device(0x10);
+    let (device, mut port) = machine.device(0x10);
     machine.host.copy_to_user(BASE, b"in memory").unwrap();
     let mut data = [0; 9];
     let id = machine.bind(device);
@@ -149,7 +149,7 @@ fn dma_goes_where_the_ioas_says_and_nowhere_else() {
 #[test]
 fn doorbells_are_there_from_the_beginning_of_each_domain() {
     let machine = Machine::new();
-    let (device, port) = machine.device(0x10);
+    let (device, mut port) = machine.device(0x10);
     let (_table, last) = table(&machine.platform, &port);
     let its = machine.platform.its();
     // On identity the doorbell is where it is.
@@ -199,7 +199,7 @@ fn the_window_is_nobody_s_memory() {
 #[test]
 fn a_doorbell_that_comes_later_is_mapped_when_it_is_needed() {
     let machine = Machine::new();
-    let (device, port) = machine.device(0x10);
+    let (device, mut port) = machine.device(0x10);
     let id = machine.bind(device);
     let ioas = machine.ioas();
     let [first, second] = [0, 0].map(|flags| machine.hwpt(id, ioas, flags).unwrap());

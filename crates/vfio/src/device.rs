@@ -49,7 +49,7 @@ pub trait Device: Send + Sync {
     fn reset(&self);
 }
 
-/// What a device reaches of the machine. Cloned for each of its threads.
+/// What a device reaches of the machine: one for each of its threads.
 pub struct Bus {
     port: Port,
     shared: Arc<Shared>,
@@ -72,24 +72,38 @@ impl Bus {
         Self { port: self.port.another(), shared: self.shared.clone() }
     }
 
+    /// Bits of the PASIDs that it may use; 0 if it has none.
+    pub fn pasid_bits(&self) -> u8 {
+        self.port.capabilities().pasid_bits
+    }
+
+    /// Calls `quiesce` with nothing of the device's DMA waiting for an answer, neither for stalls nor for page requests:
+    /// what a device does that waits for its own thread because it is reset.
+    pub fn without_waiting<T>(&self, quiesce: impl FnOnce() -> T) -> T {
+        self.port.halt(true);
+        let result = quiesce();
+        self.port.halt(false);
+        result
+    }
+
     /// Reads memory.
-    pub fn read(&self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
+    pub fn read(&mut self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
         self.mastering(access)?;
         self.port.read(access, data)
     }
 
     /// Writes memory.
-    pub fn write(&self, access: Access, data: &[u8]) -> Result<(), DmaError> {
+    pub fn write(&mut self, access: Access, data: &[u8]) -> Result<(), DmaError> {
         self.mastering(access)?;
         self.port.write(access, data)
     }
 
     /// Raises an MSI-X vector, if software has enabled it.
-    pub fn raise(&self, vector: u16) {
+    pub fn raise(&mut self, vector: u16) {
         if self.shared.master.load(Ordering::Acquire)
             && let Some(msix) = self.shared.msix.get()
         {
-            msix.raise(vector, &self.port);
+            msix.raise(vector, &mut self.port);
         }
     }
 

@@ -133,6 +133,7 @@ impl Function {
         self.shared.master.store(false, Ordering::Release);
         self.port.halt(true);
         self.emulated.reset();
+        self.port.reset();
         self.port.halt(false);
         self.config.lock().reset();
     }

@@ -75,7 +75,7 @@ impl Msix {
     }
 
     /// The device raises a vector: a message through the IOMMU.
-    pub(crate) fn raise(&self, vector: u16, port: &Port) {
+    pub(crate) fn raise(&self, vector: u16, port: &mut Port) {
         let frame = {
             let state = self.state.lock();
             let set = state.triggers.get(usize::from(vector)).is_some_and(Option::is_some);
