@@ -213,6 +213,10 @@ impl Device for Ioat {
         1
     }
 
+    fn messages(&self) -> u8 {
+        1
+    }
+
     fn read(&self, _bar: usize, offset: u64, data: &mut [u8]) {
         let mut at = 0;
         while at < data.len() {
@@ -388,7 +392,8 @@ impl Work for Engine {
             state.status = DONE;
         }
         let (completion, status) = (state.completion, state.chansts());
-        let wanted = control & CTL_INT_EN != 0 && state.intrctrl & MSIX_VECTOR_CONTROL != 0;
+        let enabled = state.intrctrl & (MSIX_VECTOR_CONTROL | MASTER_INT_EN) != 0;
+        let wanted = control & CTL_INT_EN != 0 && enabled;
         let interrupts = wanted && state.armed;
         state.interrupt_due |= wanted && !state.armed;
         state.armed &= !wanted;

@@ -7,7 +7,7 @@ use host::{Mm, PAGE_SIZE, Task};
 use iommu::Prot;
 use uapi::{Plain, nr, vfio as v};
 
-use crate::context::State;
+use crate::context::{Object, State};
 use crate::ioctl::{Memory, NewMapping, read_user};
 use crate::{Context, Error, Id};
 
@@ -20,6 +20,21 @@ pub(crate) fn ioctl(context: &Context, task: &dyn Task, cmd: u32, arg: u64) -> R
         nr::VFIO_IOMMU_MAP_DMA => map_dma(context, task, arg),
         nr::VFIO_IOMMU_UNMAP_DMA => unmap_dma(context, task.mm().as_ref(), arg),
         _ => Err(Error::UnknownIoctl),
+    }
+}
+
+impl Context {
+    /// The IOAS that the VFIO ioctls are about: what a VFIO group finds when it is given this context as its container.
+    /// Makes one if there is none.
+    pub fn vfio_ioas(&self) -> Result<Id, Error> {
+        let mut state = self.lock();
+        if let Some(id) = state.vfio_ioas {
+            return Ok(id);
+        }
+        let id = state.reserve(Object::Ioas(Box::default()))?;
+        state.objects.finalize(id);
+        state.vfio_ioas = Some(id);
+        Ok(id)
     }
 }
 

@@ -244,9 +244,10 @@ mod tests {
         assert_eq!(left(&range(Some(1), 0x6000, 0)), [true; 3]);
         assert_eq!(left(&range(Some(2), 0x1000, 3)), [true, false, true]);
         assert_eq!(left(&range(None, 0, 52)), [true, true, false]);
-        assert_eq!(left(&AtcInvalidate { global: true, ..range(Some(9), 0, 52) }), [
-            false, false, true
-        ]);
+        assert_eq!(
+            left(&AtcInvalidate { global: true, ..range(Some(9), 0, 52) }),
+            [false, false, true]
+        );
     }
 
     #[test]

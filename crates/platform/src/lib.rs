@@ -15,6 +15,7 @@ mod bus;
 mod endpoint;
 mod irq;
 mod its;
+mod pci;
 mod port;
 mod pri;
 mod smmu;
@@ -31,6 +32,7 @@ pub use bus::Bus;
 pub use endpoint::Capabilities;
 pub use irq::Spawn;
 pub use its::{Its, ItsDevice, ItsError, Sink};
+pub use pci::{NotAnAddress, PciAddress};
 pub use port::{Access, DmaError, Port};
 pub use pri::{CAPACITY as PAGE_REQUEST_CAPACITY, PriStatus};
 pub use smmu::{AnyFence, Model, Smmu};
@@ -140,9 +142,8 @@ impl Platform {
     /// Adds a device: what the IOMMU core knows it by, and its way to memory.
     pub fn add_device(&self, name: &str, place: &Place<'_>) -> Result<(Arc<Device>, Port), Error> {
         let device_id = self.next_device.fetch_add(1, Ordering::Relaxed);
-        let port = |endpoint, behind| {
-            Port::new(&self.bus, &self.itses, device_id, endpoint, behind)
-        };
+        let port =
+            |endpoint, behind| Port::new(&self.bus, &self.itses, device_id, endpoint, behind);
         match place {
             Place::Smmu { smmu, stream_id, options, group } => {
                 let device = smmu.driver.add_device(name, *stream_id, options.clone(), group)?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
-use softiommu_machine::{Behind, Device, Iommu, Machine as Description, Model};
+use softiommu_machine::{Behind, Device, Iommu, Machine as Description, Model, PciAddress};
 
 /// Show what a machine offers to programs, or print a machine file to start from
 ///
@@ -67,14 +67,16 @@ impl Machine {
 }
 
 /// Devices with the nodes that programs open for them.
-fn devices(machine: &Description) -> impl Iterator<Item = (&Device, Option<String>)> {
+fn devices(machine: &Description) -> impl Iterator<Item = (&Device, Option<(PciAddress, String)>)> {
     let mut next = 0;
-    machine.devices.iter().map(move |device| {
-        let node = device.model.map(|_| {
+    // The machine has been checked.
+    let addresses = machine.addresses().unwrap_or_default();
+    machine.devices.iter().zip(addresses).map(move |(device, address)| {
+        let place = device.model.map(|_| {
             next += 1;
-            format!("/dev/vfio/devices/vfio{}", next - 1)
+            (address, format!("/dev/vfio/devices/vfio{}", next - 1))
         });
-        (device, node)
+        (device, place)
     })
 }
 
@@ -87,7 +89,7 @@ fn for_people(machine: &Description) -> String {
     for iommu in &machine.iommus {
         let _ = writeln!(text, "{}: {}{}", iommu.name, iommu.model, features(iommu));
     }
-    for (device, node) in devices(machine) {
+    for (device, place) in devices(machine) {
         let behind = match &device.iommu {
             Behind::None => "behind no IOMMU".to_owned(),
             Behind::Iommu(name) => {
@@ -96,8 +98,10 @@ fn for_people(machine: &Description) -> String {
                 format!("behind {name}{stream}")
             }
         };
-        let node = node.map_or_else(String::new, |node| format!(": {node}"));
-        let _ = writeln!(text, "{}: {}, {behind}{node}", device.name, model_of(device));
+        let (at, node) = place.map_or_else(Default::default, |(address, node)| {
+            (format!(" at {address}"), format!(": {node}"))
+        });
+        let _ = writeln!(text, "{}: {}{at}, {behind}{node}", device.name, model_of(device));
     }
     text
 }
@@ -133,7 +137,8 @@ fn as_json(machine: &Description) -> Value {
         .map(|iommu| json!({ "name": iommu.name, "model": iommu.model.to_string() }))
         .collect();
     let devices: Vec<_> = devices(machine)
-        .map(|(device, node)| {
+        .map(|(device, place)| {
+            let (address, node) = place.unzip();
             json!({
                 "name": device.name,
                 "model": device.model.map(|model| model.to_string()),
@@ -141,6 +146,7 @@ fn as_json(machine: &Description) -> Value {
                 "stream-id": device.stream_id,
                 "group": device.group,
                 "pasid-bits": device.pasid_bits,
+                "address": address.map(|address| address.to_string()),
                 "node": node,
             })
         })

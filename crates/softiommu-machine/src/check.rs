@@ -1,6 +1,7 @@
 //! What a machine file must say beyond its syntax.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 
 use crate::{Behind, Device, Error, Iommu, Machine, Model};
 
@@ -49,6 +50,18 @@ impl Machine {
                     device.name
                 ));
             }
+        }
+        let addresses = self.addresses().map_err(|error| format!("a device's address: {error}"))?;
+        if addresses.len() < self.devices.len() {
+            return Err(
+                "there are more devices than segment 1 has places for: give some an address"
+                    .to_owned(),
+            );
+        }
+        if let Some(address) = twice(addresses.iter()) {
+            return Err(format!(
+                "two devices have the address {address}: give each [[device]] section its own"
+            ));
         }
         let mut streams = HashMap::new();
         for device in &self.devices {
@@ -124,7 +137,7 @@ fn check_iommu(iommu: &Iommu) -> Result<(), String> {
 }
 
 /// A name that occurs more than once.
-fn twice<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'a String> {
+fn twice<'a, T: Hash + Eq>(names: impl Iterator<Item = &'a T>) -> Option<&'a T> {
     let mut seen = std::collections::HashSet::new();
     names.into_iter().find(|name| !seen.insert(*name))
 }

@@ -21,6 +21,7 @@
 //! stream-id = 8              # optional
 //! group = "multifunction"    # optional: devices that share a domain
 //! pasid-bits = 0             # optional
+//! address = "0001:00:01.0"   # optional: of PCI; by default the next in segment 1
 //! ```
 //!
 //! ```
@@ -37,13 +38,16 @@
 mod check;
 mod overrides;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use platform::NotAnAddress;
 use serde::{Deserialize, Serialize};
 
 pub use overrides::Overrides;
+pub use platform::PciAddress;
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +129,10 @@ pub struct Device {
     /// Bits of its PASIDs, at most 20; 0 if it has none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pasid_bits: u8,
+    /// Where it is in PCI, such as `0000:06:0d.0`; otherwise the next free place of segment 1. See
+    /// [`Machine::addresses`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -308,6 +316,20 @@ impl Machine {
         }
     }
 
+    /// The PCI address of each device, in their order. Those that do not say are in segment 1, which few hosts have.
+    pub fn addresses(&self) -> Result<Vec<PciAddress>, NotAnAddress> {
+        let said = |device: &Device| device.address.as_deref().map(str::parse).transpose();
+        let said: Vec<Option<PciAddress>> =
+            self.devices.iter().map(said).collect::<Result<_, _>>()?;
+        let taken: HashSet<_> = said.iter().flatten().copied().collect();
+        let all = (0..=u8::MAX).flat_map(|bus| {
+            let at = move |device| PciAddress { segment: 1, bus, device, function: 0 };
+            (1..32).map(at)
+        });
+        let mut free = all.filter(|address| !taken.contains(address));
+        Ok(said.into_iter().filter_map(|address| address.or_else(|| free.next())).collect())
+    }
+
     /// The machine that a machine file describes.
     pub fn from_toml(text: &str) -> Result<Self, Error> {
         Self::parse(text, None)
@@ -365,6 +387,7 @@ impl Machine {
             stream_id: Some(8),
             group: None,
             pasid_bits: 0,
+            address: None,
         });
         machine
     }
@@ -457,6 +480,7 @@ mod tests {
             stream_id: None,
             group: None,
             pasid_bits: 0,
+            address: None,
         }
     }
 

@@ -5,17 +5,21 @@ use std::sync::Arc;
 
 use devices::Ioat;
 use host_linux::Host;
-use interpose::{Node, PathTable};
-use iommu::Group;
+use interpose::{Node, PathTable, Tree};
+use iommu::Group as IommuGroup;
 use iommufd::Iommufd;
 use platform::{DeviceOptions, Place, Platform, Smmu, Spawn};
 use softiommu_machine::{Behind, Device, DeviceModel, Machine};
-use vfio::{Cdev, Function};
+use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 
+use crate::sysfs::{self, Listed};
 use crate::{MINOR, Report, capability};
 
-/// The major device number of `/dev/vfio/devices/*`: the kernel hands out one that is free.
+/// The major device numbers of `/dev/vfio/devices/*` and of `/dev/vfio/GROUP`: the kernel hands out ones that are free.
 const VFIO_MAJOR: u32 = 511;
+const GROUP_MAJOR: u32 = 510;
+/// The device numbers of `/dev/vfio/vfio`.
+const CONTAINER: (u32, u32) = (10, 196);
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +34,8 @@ pub(crate) enum Error {
 pub(crate) struct Hardware {
     platform: Platform,
     iommufd: Arc<Iommufd>,
-    functions: Vec<Arc<Function>>,
+    devices: Vec<Listed>,
+    groups: Vec<Arc<Group>>,
 }
 
 impl Hardware {
@@ -49,17 +54,28 @@ impl Hardware {
             }
         }
         let mut streams = Streams::of(machine);
-        let mut groups = BTreeMap::<_, Arc<Group>>::new();
-        let mut functions = Vec::new();
-        for device in &machine.devices {
-            let place = place(device, &smmus, &mut streams, &mut groups);
+        let mut groups = Groups::new();
+        let mut devices = Vec::new();
+        // The machine has been checked.
+        let addresses = machine.addresses().unwrap_or_default();
+        for (device, address) in machine.devices.iter().zip(addresses) {
+            let (iommu_group, group) = groups.of(device);
+            let place = place(device, &smmus, &mut streams, &iommu_group);
             let (core, port) = platform.add_device(&device.name, &place)?;
             let Some(model) = device.model else { continue };
-            let function = Function::new(core, port, platform.its(), |bus| match model {
-                DeviceModel::Ioat => Ioat::new(bus, &spawn),
-            })?;
-            functions.push(function);
+            let make = |bus| -> Arc<dyn vfio::Device> {
+                match model {
+                    DeviceModel::Ioat => Ioat::new(bus, &spawn),
+                }
+            };
+            let function = Function::new(core, port, platform.its(), address, &group, make)?;
+            let iommu = match &device.iommu {
+                Behind::Iommu(name) => Some(name.clone()),
+                Behind::None => None,
+            };
+            devices.push(Listed { function, minor: devices.len() as u32, iommu });
         }
+        let groups = groups.known.into_values().map(|(_, group)| group).collect();
         for (name, smmu) in &smmus {
             watch(machine, name, smmu, report);
         }
@@ -67,21 +83,66 @@ impl Hardware {
         let iommufd = Iommufd::new(host.phys().clone(), MINOR, None)
             .grant(&granted)
             .doorbells(platform.doorbells());
-        Ok(Self { platform, iommufd: Arc::new(iommufd), functions })
+        Ok(Self { platform, iommufd: Arc::new(iommufd), devices, groups })
     }
 
     /// Puts it behind its paths, for as long as the table lives.
     pub(crate) fn add_to(self, table: &mut PathTable) {
-        let Self { platform, iommufd, functions } = self;
+        let Self { platform, iommufd, devices, groups } = self;
+        match list(&devices) {
+            Ok((tree, paths)) => {
+                table.overlay(tree, paths);
+            }
+            // Whoever knows the names of the nodes has no need of it.
+            Err(error) => tracing::warn!(%error, "/sys does not show the machine's devices"),
+        }
+        let (major, minor) = CONTAINER;
+        let container = ContainerNode::new(iommufd.clone(), major, minor);
+        table.add("/dev/vfio/vfio", Node::CharDevice(Arc::new(container)));
         table.add("/dev/iommu", Node::CharDevice(iommufd));
-        let platform = Arc::new(platform);
-        for (minor, function) in functions.into_iter().enumerate() {
-            let path = format!("/dev/vfio/devices/vfio{minor}");
-            let cdev = Cdev::new(function, VFIO_MAJOR, minor as u32);
-            table.add(path, Node::CharDevice(Arc::new(cdev)));
+        for Listed { function, minor, .. } in devices {
+            let cdev = Node::CharDevice(Arc::new(Cdev::new(function, VFIO_MAJOR, minor)));
+            table.add(format!("/dev/vfio/devices/vfio{minor}"), cdev.clone());
+            table.add(format!("/dev/char/{VFIO_MAJOR}:{minor}"), cdev);
+        }
+        for group in groups {
+            let path = format!("/dev/vfio/{}", group.id());
+            table.add(path, Node::CharDevice(Arc::new(GroupNode::new(group, GROUP_MAJOR))));
         }
         // The SMMUs stay in service with their devices' nodes.
-        table.keep(platform);
+        table.keep(Arc::new(platform));
+    }
+}
+
+/// What `/sys` and `/dev` say of the devices, and at which paths.
+fn list(devices: &[Listed]) -> std::io::Result<(Arc<Tree>, Vec<String>)> {
+    let tree = Tree::new()?;
+    tree.remove_at_exit();
+    let paths = sysfs::fill(&tree, devices, VFIO_MAJOR)?;
+    Ok((Arc::new(tree), paths))
+}
+
+/// Groups by the names that the machine file gives them.
+struct Groups {
+    known: BTreeMap<String, (Arc<IommuGroup>, Arc<Group>)>,
+    next: u32,
+}
+
+impl Groups {
+    fn new() -> Self {
+        Self { known: BTreeMap::new(), next: sysfs::first_group() }
+    }
+
+    /// The group of a device, as the IOMMU core and as VFIO have it.
+    fn of(&mut self, device: &Device) -> (Arc<IommuGroup>, Arc<Group>) {
+        // A name for a group of its own that no other device can have.
+        let key = device.group.clone().unwrap_or_else(|| format!("\0{}", device.name));
+        let next = &mut self.next;
+        let new = || {
+            *next += 1;
+            (Arc::default(), Group::new(*next - 1))
+        };
+        self.known.entry(key).or_insert_with(new).clone()
     }
 }
 
@@ -109,14 +170,11 @@ fn place<'a>(
     device: &Device,
     smmus: &'a BTreeMap<String, Arc<Smmu>>,
     streams: &mut Streams,
-    groups: &'a mut BTreeMap<String, Arc<Group>>,
+    group: &'a Arc<IommuGroup>,
 ) -> Place<'a> {
     let Behind::Iommu(name) = &device.iommu else { return Place::Direct };
     let Some(smmu) = smmus.get(name) else { return Place::Direct };
     let stream_id = device.stream_id.unwrap_or_else(|| streams.next(name));
-    // A name for a group of its own that no other device can have.
-    let key = device.group.clone().unwrap_or_else(|| format!("\0{}", device.name));
-    let group = groups.entry(key).or_default();
     let options = DeviceOptions { pasid_bits: device.pasid_bits, ..DeviceOptions::default() };
     Place::Smmu { smmu, stream_id, options, group }
 }

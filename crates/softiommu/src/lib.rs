@@ -15,6 +15,7 @@
 mod fail_nth;
 mod hardware;
 mod status;
+mod sysfs;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -28,11 +29,27 @@ use crate::hardware::Hardware;
 
 pub use softiommu_machine::{
     Behind, Device, DeviceModel, Error as MachineError, Grant, Iommu, Machine, Model, Overrides,
-    StaleRule,
+    PciAddress, StaleRule,
 };
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
 const MINOR: u32 = 125;
+
+/// What paths of ours begin with: those of the knobs for fault injection first.
+const WITH_KNOBS: &[&str] = &[
+    "/proc/",
+    "/sys/kernel/debug/fail",
+    "/dev/iommu",
+    "/dev/vfio",
+    "/dev/char/511:",
+    "/sys/bus/pci",
+    "/sys/devices/pci",
+    "/sys/kernel/iommu_groups",
+    "/sys/class/iommu",
+    "/sys/class/vfio-dev",
+];
+/// How many of them are the knobs'.
+const KNOBS: usize = 2;
 
 /// Takes what the machine has to tell.
 type Report = Arc<dyn Fn(&str) + Send + Sync>;
@@ -63,13 +80,9 @@ pub fn install_with(
 ) -> Result<(), AlreadyInstalled> {
     let report: Report = Arc::new(report);
     let prefixes = if machine.fault_injection {
-        Prefixes {
-            build: &["/dev/iommu", "/dev/vfio/", "/proc/", "/sys/kernel/debug/fail"],
-            if_built: &[],
-            relative: &["fail"],
-        }
+        Prefixes { build: WITH_KNOBS, if_built: &[], relative: &["fail"] }
     } else {
-        Prefixes { build: &["/dev/iommu", "/dev/vfio/"], if_built: &["/proc/"], relative: &[] }
+        Prefixes { build: WITH_KNOBS.split_at(KNOBS).1, if_built: &["/proc/"], relative: &[] }
     };
     let make = move |host: &Arc<Host>| paths(&machine, host, &report);
     interpose::install(prefixes, make).map_err(|_| AlreadyInstalled)

@@ -47,3 +47,29 @@ pub struct vfio_device_feature_header {
     /// The feature, and what to do with it.
     pub flags: u32,
 }
+
+/// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO` and `VFIO_DEVICE_PCI_HOT_RESET`, before their arrays.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct vfio_pci_hot_reset_header {
+    /// Size of what user space passes, array included.
+    pub argsz: u32,
+    /// `VFIO_PCI_HOT_RESET_FLAG_*`.
+    pub flags: u32,
+    /// How long the array is.
+    pub count: u32,
+}
+
+/// `struct vfio_pci_dependent_device`: one that is reset along.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct vfio_pci_dependent_device {
+    /// Its group, or its id in the iommufd.
+    pub id: u32,
+    /// Its segment.
+    pub segment: u16,
+    /// Its bus.
+    pub bus: u8,
+    /// Its device and function.
+    pub devfn: u8,
+}

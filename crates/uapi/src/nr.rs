@@ -82,10 +82,23 @@ commands! {
     VFIO_DEVICE_GET_IRQ_INFO = vfio(9);
     VFIO_DEVICE_SET_IRQS = vfio(10);
     VFIO_DEVICE_RESET = vfio(11);
+    VFIO_DEVICE_GET_PCI_HOT_RESET_INFO = vfio(12);
+    VFIO_DEVICE_PCI_HOT_RESET = vfio(13);
     VFIO_DEVICE_FEATURE = vfio(17);
     VFIO_DEVICE_BIND_IOMMUFD = vfio(18);
     VFIO_DEVICE_ATTACH_IOMMUFD_PT = vfio(19);
     VFIO_DEVICE_DETACH_IOMMUFD_PT = vfio(20);
+}
+
+commands! {
+    /// Every command of a VFIO group, by the name it has in C.
+    GROUP_COMMANDS,
+    /// The name of a command of a VFIO group, for logs.
+    group_name;
+    VFIO_GROUP_GET_STATUS = vfio(3);
+    VFIO_GROUP_SET_CONTAINER = vfio(4);
+    VFIO_GROUP_UNSET_CONTAINER = vfio(5);
+    VFIO_GROUP_GET_DEVICE_FD = vfio(6);
 }
 
 #[cfg(test)]

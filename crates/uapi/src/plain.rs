@@ -99,6 +99,7 @@ plain! {
     v::vfio_region_info: 32 [argsz, flags, index, cap_offset, size, offset];
     v::vfio_irq_info: 16 [argsz, flags, index, count];
     v::vfio_info_cap_header: 8 [id, version, next];
+    v::vfio_group_status: 8 [argsz, flags];
     v::vfio_iommu_type1_info: 24 [argsz, flags, iova_pgsizes, cap_offset, pad];
     v::vfio_iommu_type1_dma_map: 32 [argsz, flags, vaddr, iova, size];
     v::vfio_iommu_type1_dma_unmap: 24 [argsz, flags, iova, size];
@@ -121,6 +122,12 @@ const _: () = assert!(size_of::<extra::vfio_irq_set_header>() == 20);
 // SAFETY: a repr(C) struct of two words.
 unsafe impl Plain for extra::vfio_device_feature_header {}
 const _: () = assert!(size_of::<extra::vfio_device_feature_header>() == 8);
+// SAFETY: a repr(C) struct of three words.
+unsafe impl Plain for extra::vfio_pci_hot_reset_header {}
+const _: () = assert!(size_of::<extra::vfio_pci_hot_reset_header>() == 12);
+// SAFETY: a repr(C) struct of integers without padding.
+unsafe impl Plain for extra::vfio_pci_dependent_device {}
+const _: () = assert!(size_of::<extra::vfio_pci_dependent_device>() == 8);
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! PCI configuration space: a type 0 header with MSI-X, PCI Express and power management capabilities.
 
 use crate::device::Identity;
+use crate::interrupts::Counts;
 
 /// Bytes of configuration space.
 pub(crate) const SIZE: usize = 4096;
@@ -19,12 +20,19 @@ const CAPABILITIES: usize = 0x34;
 const PM: usize = 0x40;
 const MSIX: usize = 0x50;
 const EXPRESS: usize = 0x60;
+const MSI: usize = 0xa0;
 const DEVICE_CONTROL: usize = EXPRESS + 8;
 
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_MASTER: u16 = 1 << 2;
-const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | COMMAND_MASTER | 1 << 6 | 1 << 8 | 1 << 10;
+const COMMAND_LINE_DISABLE: u16 = 1 << 10;
+const COMMAND_WRITABLE: u16 =
+    COMMAND_MEMORY | COMMAND_MASTER | 1 << 6 | 1 << 8 | COMMAND_LINE_DISABLE;
+const STATUS_INTERRUPT: u8 = 1 << 3;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
+const INTERRUPT_LINE: usize = 0x3c;
+const INTERRUPT_PIN: usize = 0x3d;
+const INTA: u8 = 1;
 /// `Device Control.Initiate Function Level Reset`: reads as zero.
 const INITIATE_FLR: u16 = 1 << 15;
 /// `Device Capabilities.Function Level Reset Capability`.
@@ -47,7 +55,7 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    pub(crate) fn new(identity: &Identity, bars: [u64; 6], vectors: u16) -> Self {
+    pub(crate) fn new(identity: &Identity, bars: [u64; 6], interrupts: Counts) -> Self {
         let mut config = Self { bytes: Box::new([0; SIZE]), writable: Box::new([0; SIZE]) };
         config.put(0x00, &identity.vendor.to_le_bytes());
         config.put(0x02, &identity.device.to_le_bytes());
@@ -57,26 +65,43 @@ impl Config {
         config.allow(0x0c, &[0xff]);
         config.put(0x2c, &identity.subsystem_vendor.to_le_bytes());
         config.put(0x2e, &identity.subsystem.to_le_bytes());
-        // Interrupt line: software's own note.
-        config.allow(0x3c, &[0xff]);
+        // Software's own note.
+        config.allow(INTERRUPT_LINE, &[0xff]);
+        if interrupts.line {
+            config.put(INTERRUPT_PIN, &[INTA]);
+        }
         for (n, size) in bars.into_iter().enumerate().filter(|(_, size)| *size != 0) {
             let at = BARS + 4 * n;
             // Memory, 64 bits.
             config.put(at, &[0b100]);
             config.allow(at, &(!(size - 1)).to_le_bytes());
         }
-        config.put(CAPABILITIES, &[PM as u8]);
+        let mut list = vec![PM];
         // Power management, version 3: D0 and D3hot, no reset in between.
-        config.put(PM, &[0x01, MSIX as u8, 0x03, 0x00, 0x08]);
+        config.put(PM, &[0x01, 0, 0x03, 0x00, 0x08]);
         config.allow(PM + 4, &[0b11]);
-        config.put(MSIX, &[0x11, EXPRESS as u8]);
-        if vectors > 0 {
-            config.put(MSIX + 2, &(vectors - 1).to_le_bytes());
+        if interrupts.msi > 0 {
+            list.push(MSI);
+            // 64 bits of address, no masks.
+            let count_log2 = interrupts.msi.trailing_zeros() as u16;
+            config.put(MSI, &[0x05, 0]);
+            config.put(MSI + 2, &(1 << 7 | count_log2 << 1).to_le_bytes());
+            config.allow(MSI + 2, &0x0071_u16.to_le_bytes());
+            config.allow(MSI + 4, &(!0b11_u64).to_le_bytes());
+            config.allow(MSI + 12, &[0xff; 2]);
+        }
+        if interrupts.msix > 0 {
+            list.push(MSIX);
+            config.put(MSIX, &[0x11, 0]);
+            config.put(MSIX + 2, &(interrupts.msix - 1).to_le_bytes());
             config.allow(MSIX + 2, &0xc000_u16.to_le_bytes());
             config.put(MSIX + 4, &(MSIX_BAR as u32).to_le_bytes());
             config.put(MSIX + 8, &(PBA | MSIX_BAR as u32).to_le_bytes());
-        } else {
-            config.put(PM + 1, &[EXPRESS as u8]);
+        }
+        list.push(EXPRESS);
+        config.put(CAPABILITIES, &[list[0] as u8]);
+        for pair in list.windows(2) {
+            config.put(pair[0] + 1, &[pair[1] as u8]);
         }
         // PCI Express, version 2, an endpoint.
         config.put(EXPRESS, &[0x10, 0x00, 0x02, 0x00]);
@@ -97,9 +122,12 @@ impl Config {
         self.writable[at..at + bits.len()].copy_from_slice(bits);
     }
 
-    /// Reads bytes, inside the space.
-    pub(crate) fn read(&self, at: usize, data: &mut [u8]) {
+    /// Reads bytes, inside the space. `pending`: the function asserts its interrupt line.
+    pub(crate) fn read(&self, at: usize, data: &mut [u8], pending: bool) {
         data.copy_from_slice(&self.bytes[at..at + data.len()]);
+        if pending && let Some(status) = STATUS.checked_sub(at).and_then(|n| data.get_mut(n)) {
+            *status |= STATUS_INTERRUPT;
+        }
     }
 
     /// Writes bytes, inside the space.
@@ -123,6 +151,11 @@ impl Config {
         self.command() & COMMAND_MASTER != 0
     }
 
+    /// The function may not assert its interrupt line.
+    pub(crate) fn is_line_disabled(&self) -> bool {
+        self.command() & COMMAND_LINE_DISABLE != 0
+    }
+
     /// The function answers at its BARs.
     pub(crate) fn has_memory(&self) -> bool {
         self.command() & COMMAND_MEMORY != 0
@@ -132,6 +165,7 @@ impl Config {
     pub(crate) fn reset(&mut self) {
         self.write(COMMAND, &[0; 2]);
         self.write(PM + 4, &[0]);
+        self.write(MSI + 2, &[0; 2]);
         self.write(MSIX + 2, &[0; 2]);
         self.write(DEVICE_CONTROL, &0x2810_u16.to_le_bytes());
     }
@@ -150,12 +184,13 @@ mod tests {
             class: 0x08_80_00,
             revision: 3,
         };
-        Config::new(&identity, [0x4000, 0, 0, 0, MSIX_BAR_SIZE, 0], 4)
+        let interrupts = Counts { line: true, msi: 2, msix: 4 };
+        Config::new(&identity, [0x4000, 0, 0, 0, MSIX_BAR_SIZE, 0], interrupts)
     }
 
     fn read<const N: usize>(config: &Config, at: usize) -> [u8; N] {
         let mut data = [0; N];
-        config.read(at, &mut data);
+        config.read(at, &mut data, false);
         data
     }
 
@@ -180,7 +215,8 @@ mod tests {
             ids.push(id);
             at = next.into();
         }
-        assert_eq!(ids, [0x01, 0x11, 0x10]);
+        assert_eq!(ids, [0x01, 0x05, 0x11, 0x10]);
+        assert_eq!(read::<2>(&config, MSI + 2), [1 << 7 | 1 << 1, 0]);
     }
 
     #[test]
@@ -195,5 +231,18 @@ mod tests {
         assert_eq!(config.write(DEVICE_CONTROL, &[0x80]), Effect::None);
         config.reset();
         assert!(!config.is_master());
+    }
+
+    #[test]
+    fn the_status_tells_of_the_line() {
+        let config = config();
+        for at in [4, 5, 6] {
+            let mut data = [0; 4];
+            config.read(at, &mut data, true);
+            assert_eq!(data[6 - at], 0x18);
+        }
+        let mut data = [0; 4];
+        config.read(7, &mut data, true);
+        assert_eq!(data, [0, 3, 0, 0x80], "the next registers");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use platform::{Access, DmaError, Port};
 
-use crate::msix::Msix;
+use crate::interrupts::Interrupts;
 
 /// What a function is, in its configuration space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,16 @@ pub trait Device: Send + Sync {
     /// How many MSI-X vectors it has, at most 2048.
     fn vectors(&self) -> u16;
 
+    /// How many MSI vectors it has: a power of two, at most 32, or 0.
+    fn messages(&self) -> u8 {
+        0
+    }
+
+    /// Whether it has an interrupt line, INTA: see [`Bus::set_line`].
+    fn has_line(&self) -> bool {
+        false
+    }
+
     /// Reads registers: `data` is 1, 2, 4 or 8 bytes at an offset that is a multiple of that, inside the BAR.
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]);
 
@@ -56,7 +66,7 @@ pub struct Bus {
 }
 
 pub(crate) struct Shared {
-    pub(crate) msix: OnceLock<Msix>,
+    pub(crate) interrupts: OnceLock<Interrupts>,
     /// `COMMAND.Bus Master Enable`: without it there is neither DMA nor a message.
     pub(crate) master: AtomicBool,
 }
@@ -98,12 +108,19 @@ impl Bus {
         self.port.write(access, data)
     }
 
-    /// Raises an MSI-X vector, if software has enabled it.
+    /// Raises a vector, of MSI-X or of MSI, if software has enabled it. Vectors beyond those that MSI has share its first.
     pub fn raise(&mut self, vector: u16) {
         if self.shared.master.load(Ordering::Acquire)
-            && let Some(msix) = self.shared.msix.get()
+            && let Some(interrupts) = self.shared.interrupts.get()
         {
-            msix.raise(vector, &mut self.port);
+            interrupts.raise(vector, &mut self.port);
+        }
+    }
+
+    /// Asserts the interrupt line (INTx), or takes that back. What is asserted while software uses messages is not seen.
+    pub fn set_line(&self, level: bool) {
+        if let Some(interrupts) = self.shared.interrupts.get() {
+            interrupts.set_level(level);
         }
     }
 

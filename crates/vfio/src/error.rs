@@ -13,9 +13,18 @@ pub enum Error {
     /// A value is wrong.
     #[error("invalid: {0}")]
     Invalid(&'static str),
-    /// The descriptor is open but no iommufd.
-    #[error("the file descriptor is no iommufd")]
+    /// The descriptor is open but no iommufd, nor a container.
+    #[error("the file descriptor is no iommufd or container")]
     WrongFile,
+    /// Somebody uses it.
+    #[error("busy: {0}")]
+    Busy(&'static str),
+    /// There is no such device.
+    #[error("no such device")]
+    NoDevice,
+    /// The answer is longer than the room for it.
+    #[error("the answer does not fit")]
+    NoSpace,
     /// The caller's descriptors.
     #[error("file descriptor: {0}")]
     File(Errno),
@@ -41,7 +50,9 @@ impl Error {
             Self::File(errno) => *errno,
             Self::Permission(_) => Errno::PERM,
             Self::Iommufd(error) => error.errno(),
-            Self::Its(ItsError::InUse(_)) => Errno::BUSY,
+            Self::Busy(_) | Self::Its(ItsError::InUse(_)) => Errno::BUSY,
+            Self::NoDevice => Errno::NODEV,
+            Self::NoSpace => Errno::NOSPC,
         }
     }
 }

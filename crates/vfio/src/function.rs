@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use platform::{Its, Port};
+use platform::{Its, PciAddress, Port};
 use uapi::vfio as v;
 
 use crate::Error;
 use crate::config::{self, Config, Effect, MSIX_BAR, MSIX_BAR_SIZE};
-use crate::device::{Bus, Device, Shared};
-use crate::msix::Msix;
+use crate::device::{Bus, Device, Identity, Shared};
+use crate::group::Group;
+use crate::interrupts::{Counts, Interrupts};
 
 /// A function of the machine that user space may drive.
 pub struct Function {
@@ -20,32 +21,71 @@ pub struct Function {
     port: Port,
     config: Mutex<Config>,
     bars: [u64; 6],
-    /// An iommufd has it.
+    address: PciAddress,
+    group: Arc<Group>,
+    /// Bound by its own file.
     pub(crate) bound: AtomicBool,
 }
 
 impl Function {
-    /// A function that the IOMMU core knows as `device`, with `port` as its way to memory and messages to `its`. `make`
-    /// builds what is behind the registers.
+    /// A function of a group that the IOMMU core knows as `device`, with `port` as its way to memory and messages to
+    /// `its`. `make` builds what is behind the registers.
     pub fn new(
         device: Arc<iommu::Device>,
         port: Port,
         its: Arc<Its>,
+        address: PciAddress,
+        group: &Arc<Group>,
         make: impl FnOnce(Bus) -> Arc<dyn Device>,
     ) -> Result<Arc<Self>, Error> {
-        let shared = Arc::new(Shared { msix: OnceLock::new(), master: AtomicBool::new(false) });
+        let shared =
+            Arc::new(Shared { interrupts: OnceLock::new(), master: AtomicBool::new(false) });
         let emulated = make(Bus::new(port.another(), &shared));
-        let vectors = emulated.vectors();
-        let msix = Msix::new(its, &port, vectors)?;
+        let counts = Counts {
+            line: emulated.has_line(),
+            msi: emulated.messages(),
+            msix: emulated.vectors(),
+        };
         // Just made: it is empty.
-        let _ = shared.msix.set(msix);
+        let _ = shared.interrupts.set(Interrupts::new(its, &port, counts)?);
         let mut bars = emulated.bars();
-        if vectors > 0 {
+        if counts.msix > 0 {
             bars[MSIX_BAR] = MSIX_BAR_SIZE;
         }
-        let config = Mutex::new(Config::new(&emulated.identity(), bars, vectors));
-        let bound = AtomicBool::new(false);
-        Ok(Arc::new(Self { device, emulated, shared, port, config, bars, bound }))
+        let config = Mutex::new(Config::new(&emulated.identity(), bars, counts));
+        let (bound, in_group) = (AtomicBool::new(false), group.clone());
+        let function =
+            Self { device, emulated, shared, port, config, bars, address, group: in_group, bound };
+        let function = Arc::new(function);
+        group.add(&function);
+        Ok(function)
+    }
+
+    /// Its address.
+    pub fn address(&self) -> PciAddress {
+        self.address
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &Arc<Group> {
+        &self.group
+    }
+
+    /// What it is.
+    pub fn identity(&self) -> Identity {
+        self.emulated.identity()
+    }
+
+    /// The sizes of its BARs in bytes; 0 is none.
+    pub fn bars(&self) -> [u64; 6] {
+        self.bars
+    }
+
+    /// Its configuration space as it is now.
+    pub fn config_space(&self) -> Vec<u8> {
+        let mut bytes = vec![0; config::SIZE];
+        self.config.lock().read(0, &mut bytes, self.interrupts().level());
+        bytes
     }
 
     /// The device as the IOMMU core knows it.
@@ -53,8 +93,13 @@ impl Function {
         &self.device
     }
 
-    pub(crate) fn msix(&self) -> Option<&Msix> {
-        self.shared.msix.get().filter(|msix| msix.vectors() > 0)
+    pub(crate) fn interrupts(&self) -> &Interrupts {
+        self.shared.interrupts.get().expect("set when the function was made")
+    }
+
+    /// The BAR has the MSI-X table, which is the host's.
+    fn is_table(&self, index: u32) -> bool {
+        index as usize == MSIX_BAR && self.interrupts().counts().msix > 0
     }
 
     /// The size of a region of `VFIO_PCI_*_REGION_INDEX`, in bytes; 0 is none. `None`: no such region.
@@ -71,7 +116,7 @@ impl Function {
     /// Reads a part of a region, in accesses as wide as alignment allows.
     pub(crate) fn read(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
         if index == v::VFIO_PCI_CONFIG_REGION_INDEX {
-            self.config.lock().read(offset as usize, data);
+            self.config.lock().read(offset as usize, data, self.interrupts().level());
             return Ok(());
         }
         self.answers()?;
@@ -80,8 +125,8 @@ impl Function {
             let at = offset + done as u64;
             let len = width(at, data.len() - done);
             let part = &mut data[done..done + len];
-            if index as usize == MSIX_BAR && self.msix().is_some() {
-                // The table is the host's; nothing is pending.
+            if self.is_table(index) {
+                // Nothing is pending.
                 part.fill(if at < MSIX_BAR_SIZE / 2 { 0xff } else { 0 });
             } else {
                 self.emulated.read(index as usize, at, part);
@@ -102,7 +147,7 @@ impl Function {
         while done < data.len() {
             let at = offset + done as u64;
             let len = width(at, data.len() - done);
-            if index as usize != MSIX_BAR || self.msix().is_none() {
+            if !self.is_table(index) {
                 self.emulated.write(index as usize, at, &data[done..done + len]);
             }
             done += len;
@@ -120,6 +165,7 @@ impl Function {
             let mut config = self.config.lock();
             let effect = config.write(at, data);
             self.shared.master.store(config.is_master(), Ordering::Release);
+            self.interrupts().disable_line(config.is_line_disabled());
             effect
         };
         if effect == Effect::Reset {
@@ -135,21 +181,21 @@ impl Function {
         self.emulated.reset();
         self.port.reset();
         self.port.halt(false);
+        self.interrupts().set_level(false);
         self.config.lock().reset();
+        self.interrupts().disable_line(false);
     }
 
-    /// What the kernel does when it takes a device into service for user space, and when it is given back.
-    pub(crate) fn close(&self) {
-        if let Some(msix) = self.msix() {
-            msix.disable();
-        }
-        self.reset();
-    }
-
-    /// A device that is opened decodes its BARs.
+    /// A device that is opened, or reset while it is, decodes its BARs.
     pub(crate) fn open(&self) {
         self.reset();
         self.config.lock().write(4, &[0b10, 0]);
+    }
+
+    /// It is given back.
+    pub(crate) fn close(&self) {
+        self.interrupts().close();
+        self.reset();
     }
 }
 

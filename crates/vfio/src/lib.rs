@@ -2,21 +2,29 @@
 //!
 //! A [`Function`] is a PCI function of the machine: an emulated [`Device`], its configuration space, its interrupts.
 //! [`Cdev`] is the file that a program opens for it: it binds the function to an iommufd, attaches it, and reads and
-//! writes its regions. The device's own DMA and messages leave through a [`Bus`].
+//! writes its regions. The device's own DMA and messages leave through a [`Bus`]. [`GroupNode`] and [`ContainerNode`] are
+//! the files that older clients use for the same, over the same objects.
 //!
 //! How calls arrive is none of its business (crate `host`), nor what translates (crate `iommu`).
 #![forbid(unsafe_code)]
 
+mod binding;
 mod cdev;
 mod config;
+mod container;
 mod device;
 mod error;
+mod file;
 mod function;
+mod group;
+mod interrupts;
 mod irqs;
-mod msix;
+mod user;
 
 pub use cdev::Cdev;
+pub use container::ContainerNode;
 pub use device::{Bus, Device, Identity};
 pub use error::Error;
 pub use function::Function;
-pub use platform::{Access, DmaError};
+pub use group::{Group, GroupNode};
+pub use platform::{Access, DmaError, PciAddress};

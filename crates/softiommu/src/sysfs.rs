@@ -1,0 +1,176 @@
+//! What `/sys` and `/dev` say of the machine's devices, in the shape of `sysfs-bus-pci`, `sysfs-kernel-iommu_groups`,
+//! `sysfs-class-iommu` and `vfio-dev` of the kernel's ABI documentation.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::io;
+use std::sync::Arc;
+
+use interpose::Tree;
+use vfio::{Function, PciAddress};
+
+/// A device that programs find.
+pub(crate) struct Listed {
+    pub(crate) function: Arc<Function>,
+    /// N of `vfioN`.
+    pub(crate) minor: u32,
+    /// The IOMMU that it is behind.
+    pub(crate) iommu: Option<String>,
+}
+
+/// Directories that are shown in whole, together with what the system has in them.
+const WHOLE: [&str; 4] =
+    ["/sys/bus/pci/devices", "/sys/kernel/iommu_groups", "/sys/class/iommu", "/sys/class/vfio-dev"];
+/// The driver that has our devices, which the system may not have loaded.
+const DRIVER: &str = "/sys/bus/pci/drivers/vfio-pci";
+/// From the directory of a device to `/sys`.
+const UP: &str = "../../..";
+/// Where the BARs of our devices are said to be: beyond what hosts have.
+const BARS: u64 = 0x3f00_0000_0000;
+/// A memory BAR of 64 bits: `IORESOURCE_MEM`, `_MEM_64`, `_SIZEALIGN`, and the register's own low bits.
+const BAR_FLAGS: u64 = 0x0014_0204;
+
+/// The first number of a group that the system does not use.
+pub(crate) fn first_group() -> u32 {
+    let groups = std::fs::read_dir("/sys/kernel/iommu_groups").into_iter().flatten().flatten();
+    let numbers = groups.filter_map(|group| group.file_name().to_str()?.parse::<u32>().ok());
+    numbers.max().map_or(0, |last| last + 1)
+}
+
+/// Makes the tree. The paths that are to be looked up in it.
+pub(crate) fn fill(tree: &Tree, devices: &[Listed], major: u32) -> io::Result<Vec<String>> {
+    let mut paths: BTreeSet<String> = WHOLE.iter().map(|path| (*path).to_owned()).collect();
+    paths.extend([DRIVER.to_owned(), "/dev/vfio".to_owned()]);
+    for file in ["bind", "unbind", "new_id", "remove_id"] {
+        tree.file(&format!("{DRIVER}/{file}"), "")?;
+    }
+    tree.file("/dev/vfio/vfio", "")?;
+    tree.directory("/dev/vfio/devices")?;
+    for device in devices {
+        paths.insert(root(device.function.address()));
+        describe(tree, device, major)?;
+    }
+    let smmus: BTreeSet<_> = devices.iter().filter_map(|device| device.iommu.as_ref()).collect();
+    for name in smmus {
+        paths.insert(iommu_path(name));
+        tree.link(
+            &format!("/sys/class/iommu/{name}"),
+            format!("../../devices/virtual/iommu/{name}"),
+        )?;
+    }
+    for path in WHOLE {
+        tree.show_also(path)?;
+    }
+    Ok(paths.into_iter().collect())
+}
+
+/// The directory of a host bridge.
+fn root(address: PciAddress) -> String {
+    format!("/sys/devices/pci{:04x}:{:02x}", address.segment, address.bus)
+}
+
+fn iommu_path(name: &str) -> String {
+    format!("/sys/devices/virtual/iommu/{name}")
+}
+
+fn describe(tree: &Tree, device: &Listed, major: u32) -> io::Result<()> {
+    let Listed { function, minor, iommu } = device;
+    let (address, group) = (function.address(), function.group().id());
+    let path = format!("{}/{address}", root(address));
+    let file = |name: &str, content: String| tree.file(&format!("{path}/{name}"), content);
+    let identity = function.identity();
+    file("vendor", format!("0x{:04x}\n", identity.vendor))?;
+    file("device", format!("0x{:04x}\n", identity.device))?;
+    file("subsystem_vendor", format!("0x{:04x}\n", identity.subsystem_vendor))?;
+    file("subsystem_device", format!("0x{:04x}\n", identity.subsystem))?;
+    file("class", format!("0x{:06x}\n", identity.class))?;
+    file("revision", format!("0x{:02x}\n", identity.revision))?;
+    file("irq", "0\n".to_owned())?;
+    file("enable", "1\n".to_owned())?;
+    file("numa_node", "-1\n".to_owned())?;
+    file("driver_override", "vfio-pci\n".to_owned())?;
+    file("reset", String::new())?;
+    file("modalias", format!("{}\n", modalias(function)))?;
+    file("uevent", uevent(function))?;
+    file("resource", resource(function, *minor))?;
+    tree.file(&format!("{path}/config"), function.config_space())?;
+    let link = |name: &str, target: String| tree.link(&format!("{path}/{name}"), target);
+    link("subsystem", format!("{UP}/bus/pci"))?;
+    link("driver", format!("{UP}/bus/pci/drivers/vfio-pci"))?;
+    link("iommu_group", format!("{UP}/kernel/iommu_groups/{group}"))?;
+    let here = |up: &str| format!("{up}/devices/{}", path.trim_start_matches("/sys/devices/"));
+    tree.link(&format!("/sys/bus/pci/devices/{address}"), here(UP))?;
+    tree.link(&format!("{DRIVER}/{address}"), here("../../../.."))?;
+    let group_path = format!("/sys/kernel/iommu_groups/{group}");
+    tree.link(&format!("{group_path}/devices/{address}"), here("../../../.."))?;
+    tree.file(&format!("{group_path}/type"), "DMA-FQ\n")?;
+    let mut regions = String::new();
+    for region in function.device().driver().reserved_regions(function.device()) {
+        let (first, last) = (region.range.start(), region.range.end());
+        let kind = match region.kind {
+            iommu::ReservedKind::SwMsi => "msi",
+            _ => "reserved",
+        };
+        let _ = writeln!(regions, "0x{first:016x} 0x{last:016x} {kind}");
+    }
+    tree.file(&format!("{group_path}/reserved_regions"), regions)?;
+    if let Some(name) = iommu {
+        link("iommu", format!("../../virtual/iommu/{name}"))?;
+        let devices = format!("{}/devices/{address}", iommu_path(name));
+        tree.link(&devices, format!("../../../../{}", path.trim_start_matches("/sys/devices/")))?;
+    }
+    let vfio = format!("{path}/vfio-dev/vfio{minor}");
+    tree.file(&format!("{vfio}/dev"), format!("{major}:{minor}\n"))?;
+    tree.file(
+        &format!("{vfio}/uevent"),
+        format!("MAJOR={major}\nMINOR={minor}\nDEVNAME=vfio/devices/vfio{minor}\n"),
+    )?;
+    tree.link(&format!("{vfio}/device"), "../..")?;
+    let class = format!("/sys/class/vfio-dev/vfio{minor}");
+    tree.link(&class, format!("{}/vfio-dev/vfio{minor}", here("../..")))?;
+    // Nodes of the table come before these, which are for who lists directories.
+    tree.file(&format!("/dev/vfio/devices/vfio{minor}"), "")?;
+    tree.file(&format!("/dev/vfio/{group}"), "")
+}
+
+fn modalias(function: &Function) -> String {
+    let identity = function.identity();
+    let (base, sub, interface) =
+        (identity.class >> 16, identity.class >> 8 & 0xff, identity.class & 0xff);
+    format!(
+        "pci:v{:08X}d{:08X}sv{:08X}sd{:08X}bc{base:02X}sc{sub:02X}i{interface:02X}",
+        identity.vendor, identity.device, identity.subsystem_vendor, identity.subsystem
+    )
+}
+
+fn uevent(function: &Function) -> String {
+    let identity = function.identity();
+    format!(
+        "DRIVER=vfio-pci\nPCI_CLASS={:X}\nPCI_ID={:04X}:{:04X}\nPCI_SUBSYS_ID={:04X}:{:04X}\n\
+         PCI_SLOT_NAME={}\nMODALIAS={}\n",
+        identity.class,
+        identity.vendor,
+        identity.device,
+        identity.subsystem_vendor,
+        identity.subsystem,
+        function.address(),
+        modalias(function)
+    )
+}
+
+/// First and last address and flags of each BAR, of the ROM, and of what bridges have.
+fn resource(function: &Function, minor: u32) -> String {
+    let mut text = String::new();
+    let mut next = BARS + (u64::from(minor) << 32);
+    let bars = function.bars().into_iter().chain([0; 7]);
+    for size in bars {
+        if size == 0 {
+            text += "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
+            continue;
+        }
+        let first = next.next_multiple_of(size);
+        next = first + size;
+        let _ = writeln!(text, "0x{first:016x} 0x{:016x} 0x{BAR_FLAGS:016x}", next - 1);
+    }
+    text
+}
