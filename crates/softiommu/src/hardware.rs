@@ -117,7 +117,8 @@ fn place<'a>(
     // A name for a group of its own that no other device can have.
     let key = device.group.clone().unwrap_or_else(|| format!("\0{}", device.name));
     let group = groups.entry(key).or_default();
-    let options = DeviceOptions { pasid_bits: device.pasid_bits, ..DeviceOptions::default() };
+    let Device { pasid_bits, ats, pri, .. } = *device;
+    let options = DeviceOptions { pasid_bits, ats, pri, ..DeviceOptions::default() };
     Place::Smmu { smmu, stream_id, options, group }
 }
 

@@ -43,7 +43,8 @@ impl Function {
         if vectors > 0 {
             bars[MSIX_BAR] = MSIX_BAR_SIZE;
         }
-        let config = Mutex::new(Config::new(&emulated.identity(), bars, vectors));
+        let config = Config::new(&emulated.identity(), bars, vectors, port.capabilities());
+        let config = Mutex::new(config);
         let bound = AtomicBool::new(false);
         Ok(Arc::new(Self { device, emulated, shared, port, config, bars, bound }))
     }
@@ -71,7 +72,9 @@ impl Function {
     /// Reads a part of a region, in accesses as wide as alignment allows.
     pub(crate) fn read(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
         if index == v::VFIO_PCI_CONFIG_REGION_INDEX {
-            self.config.lock().read(offset as usize, data);
+            let mut config = self.config.lock();
+            config.show(self.port.has_ats_enabled(), self.port.page_requests());
+            config.read(offset as usize, data);
             return Ok(());
         }
         self.answers()?;
