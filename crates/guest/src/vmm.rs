@@ -72,12 +72,24 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// A VM with this memory, in an IOAS of `/dev/iommu`.
+    /// A VM with this memory, in an IOAS of `/dev/iommu`. Each vSMMU has a stage 2 of its own.
     pub fn new(ram: &Arc<GuestRam>) -> Result<Self, Error> {
+        Self::with_parents(ram, NestParents::new)
+    }
+
+    /// The same, but its vSMMUs share a stage 2 where the hardware allows: for guests that [`NestParents::shared`] is for.
+    pub fn with_shared_stage_2(ram: &Arc<GuestRam>) -> Result<Self, Error> {
+        Self::with_parents(ram, NestParents::shared)
+    }
+
+    fn with_parents(
+        ram: &Arc<GuestRam>,
+        parents: fn(Arc<dyn Host>, u32) -> Arc<NestParents>,
+    ) -> Result<Self, Error> {
         let iommu = Arc::new(IommuFd::new()?);
         let ioas = IommufdIoas::new(iommu.clone())?;
         let host: Arc<dyn Host> = Arc::new(Iommufd::new(iommu.clone()));
-        let parents = NestParents::new(host.clone(), ioas.id());
+        let parents = parents(host.clone(), ioas.id());
         let vmm = Self { ram: ram.clone(), ioas, iommu, host, parents };
         vmm.map(ram.first())?;
         Ok(vmm)

@@ -87,9 +87,9 @@ impl Endpoint {
             };
             let found = match found {
                 Some(entry) => Ok(Some(entry)),
-                None => self.translate(model, access, write).map(|entry| {
-                    entry.inspect(|entry| self.atc.learn(age, access, *entry))
-                }),
+                None => self
+                    .translate(model, access, write)
+                    .map(|entry| entry.inspect(|entry| self.atc.learn(age, access, *entry))),
             };
             if let Ok(Some(entry)) = found {
                 let (address, len) = entry.output(access);

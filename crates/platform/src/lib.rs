@@ -140,9 +140,8 @@ impl Platform {
     /// Adds a device: what the IOMMU core knows it by, and its way to memory.
     pub fn add_device(&self, name: &str, place: &Place<'_>) -> Result<(Arc<Device>, Port), Error> {
         let device_id = self.next_device.fetch_add(1, Ordering::Relaxed);
-        let port = |endpoint, behind| {
-            Port::new(&self.bus, &self.itses, device_id, endpoint, behind)
-        };
+        let port =
+            |endpoint, behind| Port::new(&self.bus, &self.itses, device_id, endpoint, behind);
         match place {
             Place::Smmu { smmu, stream_id, options, group } => {
                 let device = smmu.driver.add_device(name, *stream_id, options.clone(), group)?;

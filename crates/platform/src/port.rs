@@ -122,8 +122,8 @@ impl Port {
     #[must_use]
     pub fn another(&self) -> Self {
         let behind = self.behind.as_ref();
-        let behind = behind
-            .map(|behind| (behind.requester.smmu(), behind.stream_id, &behind.endpoints));
+        let behind =
+            behind.map(|behind| (behind.requester.smmu(), behind.stream_id, &behind.endpoints));
         Self::new(&self.bus, &self.doorbells, self.device_id, self.endpoint.clone(), behind)
     }
 
