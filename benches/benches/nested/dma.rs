@@ -20,8 +20,9 @@ fn offsets(size: u64, mut each: impl FnMut(u64)) {
 
 pub(crate) fn reads(report: &mut Report) {
     let machine = Machine::new();
-    let guest = Guest::new(&machine, 8..9);
-    let (_device, direct) =
+    let mut guest = Guest::new(&machine, 8..9);
+    let mut port = guest.ports.remove(0);
+    let (_device, mut direct) =
         machine.platform.add_device("direct", &Place::Direct).expect("a device");
     for (size, goal) in [(64usize, 1.4), (65_536, 1.05)] {
         let [one, two] = [0, 1].map(|_| RefCell::new(vec![0u8; size]));
@@ -36,7 +37,7 @@ pub(crate) fn reads(report: &mut Report) {
         race.enter("both stages", || {
             let mut data = two.borrow_mut();
             offsets(size as u64, |at| {
-                guest.ports[0].read(Access::at(IOVA + at), &mut data).expect("a mapping");
+                port.read(Access::at(IOVA + at), &mut data).expect("a mapping");
                 black_box(&mut *data);
             });
         });

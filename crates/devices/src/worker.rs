@@ -45,8 +45,7 @@ impl Worker {
         let process = std::process::id();
         if state.thread_of != Some(process) {
             let (worker, mut bus, work) = (self.clone(), work.bus(), Arc::downgrade(work));
-            let run =
-                move || worker.run(|| work.upgrade().is_some_and(|work| work.step(&mut bus)));
+            let run = move || worker.run(|| work.upgrade().is_some_and(|work| work.step(&mut bus)));
             // Without a thread there is no DMA: as a device whose clock stands still.
             if (self.spawn)(self.name, Box::new(run)).is_ok() {
                 state.thread_of = Some(process);

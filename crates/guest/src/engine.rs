@@ -23,6 +23,9 @@ const CHAINADDR: u64 = 0x90;
 const CHANERR: u64 = 0xa8;
 const RESET: u8 = 1 << 5;
 const SET_IRQS: u64 = 0x3b6e;
+const DEVICE_RESET: u64 = 0x3b6f;
+/// Where a descriptor says on whose behalf it is: the engine's extension.
+const PROCESS: u64 = 32;
 
 /// How a copy ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +90,15 @@ impl Engine {
         }
     }
 
+    /// Resets the function, as a VMM does for its guest: what is under way ends, whatever it waits for.
+    pub fn reset(&self) -> io::Result<()> {
+        // SAFETY: the command has no argument.
+        if unsafe { libc::ioctl(self.file.as_raw_fd(), DEVICE_RESET) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.file.write_all_at(&MEMORY_AND_MASTER.to_le_bytes(), COMMAND)
+    }
+
     /// Has the engine's one MSI-X vector signal an eventfd.
     pub fn enable_interrupt(&self, eventfd: &impl AsRawFd) -> io::Result<()> {
         // MSI-X, one eventfd, trigger.
@@ -113,4 +125,11 @@ pub fn descriptor(
         ram.store(at, word).map_err(|_| SmmuError::Unsupported("a descriptor outside memory"))?;
     }
     Ok(())
+}
+
+/// Has the descriptor at `at` copy on behalf of a PASID, or of none. For engines that have PASIDs.
+pub fn set_pasid(ram: &GuestRam, at: u64, pasid: Option<u32>) -> Result<(), SmmuError> {
+    let process = pasid.map_or(0, |pasid| 1 << 31 | u64::from(pasid));
+    ram.store(at + PROCESS, process)
+        .map_err(|_| SmmuError::Unsupported("a descriptor outside memory"))
 }

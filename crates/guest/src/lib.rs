@@ -6,6 +6,8 @@
 //! * [`Vmm`]: the VMM's half, by ioctls only: an IOAS with the guest's memory, VFIO devices, and the accelerated vSMMU
 //!   [`smmuv3_iommufd`] over them. It runs on the kernel's `/dev/iommu` as well as on that of `softiommu`.
 //! * [`Engine`]: a host device that does DMA when told to, an I/OAT engine behind its VFIO file.
+//! * [`Emulated`]: the same engine as a device of the VMM's own, whose DMA the model translates in software; alone, or beside
+//!   devices of the host on one vSMMU.
 //!
 //! ```no_run
 //! use guest::{Guest, GuestRam, Vmm, engine};
@@ -27,13 +29,15 @@
 //! ```
 #![deny(unsafe_code)]
 
-#[allow(unsafe_code, reason = "an ioctl")]
+mod emulated;
+#[allow(unsafe_code, reason = "ioctls")]
 pub mod engine;
 mod os;
 #[allow(unsafe_code, reason = "mappings of guest memory")]
 mod ram;
 mod vmm;
 
+pub use emulated::Emulated;
 pub use engine::Engine;
 pub use os::{Guest, GuestStream};
 pub use ram::{GuestRam, Region};

@@ -4,12 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arm_smmu_v3::{
-    Attachment, Domain, Error, Events, Options, Prot, Registers, Smmu, Stage, Stream, StreamOptions,
+    Attachment, Command, CommandsError, Domain, Error, Events, Options, PageRequests, Prot,
+    Registers, Smmu, Stage, Stream, StreamOptions,
 };
+use smmuv3::wire::PageRequest;
 
 use crate::ram::GuestRam;
 
 const PAGE: u64 = 4096;
+
+/// `CMD_PRI_RESP.Resp`.
+const INVALID_REQUEST: u8 = 1;
+const SUCCESS: u8 = 2;
 
 /// An operating system that has taken an SMMU into service.
 pub struct Guest<R: Registers> {
@@ -32,6 +38,18 @@ impl<R: Registers> Guest<R> {
     /// What its Event queue has.
     pub fn events(&self) -> Events {
         self.smmu.events()
+    }
+
+    /// What its PRI queue has: pages that devices ask for.
+    pub fn page_requests(&self) -> PageRequests {
+        self.smmu.page_requests()
+    }
+
+    /// Answers the group of which `last` is the last request: the pages are there, or they will not be.
+    pub fn answer(&self, last: &PageRequest, success: bool) -> Result<(), CommandsError> {
+        let PageRequest { sid, ssid, prg_index, .. } = *last;
+        let resp = if success { SUCCESS } else { INVALID_REQUEST };
+        self.smmu.run(&[Command::PriResp { sid, ssid, prg_index, resp }])
     }
 
     /// A domain of stage 1.

@@ -1,120 +1,17 @@
 //! Nested translation end to end: a guest's driver, the vSMMU, ioctls, the host's driver, its SMMU, a device.
-//!
-//! The stale-translation checker is on for the host's SMMUs, and has nothing to say.
 
-use std::fmt::Write;
+mod common;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::FromRawFd;
-use std::sync::{Arc, Mutex};
 
 use arm_smmu_v3::{Command, StreamOptions};
+use common::{CHAIN, Copy, FROM, MESSAGE, RAM, TO, Vm, install, open};
 use guest::engine::{self, Copied};
-use guest::{Assigned, Guest, GuestRam, GuestStream, Region, Vmm, VsmmuOf};
-use smmuv3::wire::{Event, EventKind};
-use smmuv3::{Options, Smmu};
-
-type Registers = Arc<Smmu<Arc<GuestRam>>>;
-
-const RAM: u64 = 0x4000_0000;
-/// Where each guest lets the device see three pages.
-const CHAIN: u64 = 0x10_0000;
-const FROM: u64 = 0x20_0000;
-const TO: u64 = 0x30_0000;
-
-static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-/// A machine with two SMMUs, `s0` and `s1`, and an engine for each test that asks.
-fn install() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let mut file = "check-stale = \"reuse\"\ngrant = [\"ipc-lock\"]\n".to_owned();
-        for name in ["s0", "s1"] {
-            let _ = write!(file, "[[iommu]]\nname = \"{name}\"\nmodel = \"smmuv3\"\n");
-        }
-        for n in 0..32 {
-            let smmu = if n < 28 { "s0" } else { "s1" };
-            let _ =
-                write!(file, "[[device]]\nname = \"e{n}\"\nmodel = \"ioat\"\niommu = \"{smmu}\"\n");
-        }
-        let machine = softiommu::Machine::from_toml(&file).unwrap();
-        softiommu::install_with(machine, |report| REPORTS.lock().unwrap().push(report.to_owned()))
-            .unwrap();
-    });
-}
-
-/// A VM with one engine at StreamID 0x10.
-struct Vm {
-    vsmmu: VsmmuOf,
-    device: Assigned,
-    vmm: Vmm,
-    ram: Arc<GuestRam>,
-}
-
-impl Vm {
-    fn new(engine: u32) -> Self {
-        install();
-        let ram = GuestRam::new(RAM, 16 << 20).unwrap();
-        let vmm = Vmm::new(&ram).unwrap();
-        let device = open(&vmm, engine);
-        let vsmmu = vmm.vsmmu(Options::mmu700(), &device, 0x10).unwrap();
-        Self { vsmmu, device, vmm, ram }
-    }
-
-    fn boot(&self) -> Guest<Registers> {
-        Guest::boot(self.vsmmu.smmu().clone(), &self.ram).unwrap()
-    }
-
-    /// The guest's events, of which there are some: the host's interrupt thread may not have come to them yet.
-    fn events(&self, guest: &Guest<Registers>) -> Vec<Event> {
-        loop {
-            let events = self.events_now(guest);
-            if !events.is_empty() {
-                return events;
-            }
-            std::thread::yield_now();
-        }
-    }
-
-    fn events_now(&self, guest: &Guest<Registers>) -> Vec<Event> {
-        self.vsmmu.process_events().unwrap();
-        guest.events().records
-    }
-}
-
-fn open(vmm: &Vmm, engine: u32) -> Assigned {
-    vmm.open_device(format!("/dev/vfio/devices/vfio{engine}")).unwrap()
-}
-
-/// Three pages that a stream sees, a message in one of them, and the chain that copies it.
-struct Copy {
-    from: u64,
-    to: u64,
-}
-
-const MESSAGE: [u8; 21] = *b"through both stages, ";
-
-impl Copy {
-    fn new(ram: &Arc<GuestRam>, stream: &GuestStream<Registers>) -> Self {
-        let [chain, from, to] = std::array::from_fn(|_| ram.page().unwrap());
-        for (iova, page) in [(CHAIN, chain), (FROM, from), (TO, to)] {
-            stream.map(iova, page).unwrap();
-        }
-        ram.write(from, &MESSAGE).unwrap();
-        engine::descriptor(ram, chain, FROM, TO, MESSAGE.len() as u32, true).unwrap();
-        Self { from, to }
-    }
-
-    /// Copies, and says whether it arrived.
-    fn arrives(&self, ram: &GuestRam, device: &Assigned) -> bool {
-        ram.write(self.to, &[0; MESSAGE.len()]).unwrap();
-        let done = device.engine().run(CHAIN).unwrap() == Copied::Done;
-        let mut found = [0; MESSAGE.len()];
-        ram.read(self.to, &mut found).unwrap();
-        assert_eq!(done, found == MESSAGE, "what is done has arrived, and nothing else");
-        done
-    }
-}
+use guest::{Assigned, Guest, GuestRam, Region, Vmm};
+use smmuv3::Options;
+use smmuv3::wire::EventKind;
 
 #[test]
 fn a_guest_boots_and_its_device_reaches_what_it_maps() {
@@ -235,7 +132,7 @@ fn memory_comes_and_goes_under_load() {
         stream.map(TO, region.range().start).unwrap();
         assert!(matches!(vm.device.engine().run(CHAIN).unwrap(), Copied::Refused(_)));
         vm.vmm.plug_memory(&region).unwrap();
-        let plugged = Copy { from: copy.from, to: region.range().start };
+        let plugged = Copy { to: region.range().start, ..copy };
         assert!(plugged.arrives(&vm.ram, &vm.device));
         // It goes while the device is busy with it.
         std::thread::scope(|scope| {
@@ -432,11 +329,4 @@ fn two_vms_do_not_see_each_other() {
     // Those of the first are there by now, and none is the second's.
     assert!(!one.events(&guests[0]).is_empty());
     assert_eq!(two.events_now(&guests[1]), []);
-}
-
-/// Runs last by its name only by chance; whenever it runs, nothing may have been reported.
-#[test]
-fn zz_nothing_stale_was_used() {
-    let reports = REPORTS.lock().unwrap();
-    assert!(reports.is_empty(), "{}", reports.join("\n"));
 }

@@ -73,8 +73,10 @@ impl Entry {
     }
 
     fn is_in(&self, request: &AtcInvalidate) -> bool {
-        let global = request.global && request.substream_id.is_some() && self.pasid.is_some();
-        if !global && self.pasid != request.substream_id {
+        // Without a PASID it is about all addresses, also those of PASIDs.
+        if let Some(pasid) = request.substream_id
+            && self.pasid.is_none_or(|own| own != pasid && !request.global)
+        {
             return false;
         }
         let bits = u32::from(request.size_log2) + 12;
@@ -243,7 +245,8 @@ mod tests {
         assert_eq!(left(&range(Some(1), 0x5000, 0)), [false, true, true]);
         assert_eq!(left(&range(Some(1), 0x6000, 0)), [true; 3]);
         assert_eq!(left(&range(Some(2), 0x1000, 3)), [true, false, true]);
-        assert_eq!(left(&range(None, 0, 52)), [true, true, false]);
+        assert_eq!(left(&range(None, 0, 52)), [false; 3]);
+        assert_eq!(left(&range(None, 0x6000, 0)), [true; 3]);
         assert_eq!(
             left(&AtcInvalidate { global: true, ..range(Some(9), 0, 52) }),
             [false, false, true]

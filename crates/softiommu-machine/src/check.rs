@@ -82,6 +82,8 @@ impl Machine {
                 Device { stream_id: Some(_), .. } => "stream-id",
                 Device { group: Some(_), .. } => "group",
                 Device { pasid_bits: 1.., .. } => "pasid-bits",
+                Device { ats: true, .. } => "ats",
+                Device { pri: true, .. } => "pri",
                 _ => return Ok(()),
             };
             return Err(format!("the device `{name}` is behind no IOMMU: leave out {key}"));
@@ -109,6 +111,21 @@ impl Machine {
             return Err(format!(
                 "the device `{name}` has pasid-bits {}: `{behind}` has at most {}",
                 device.pasid_bits, options.ssid_bits
+            ));
+        }
+        if device.pri && !device.ats {
+            return Err(format!(
+                "the device `{name}` has pri without ats: add ats = true, or leave out pri"
+            ));
+        }
+        let lacks = match device {
+            Device { ats: true, .. } if !options.ats => Some(("ats", "ATS")),
+            Device { pri: true, .. } if !options.pri => Some(("pri", "PRI")),
+            _ => None,
+        };
+        if let Some((key, feature)) = lacks {
+            return Err(format!(
+                "the device `{name}` has {key}, but `{behind}` does not have {feature}: leave out {key}"
             ));
         }
         Ok(())

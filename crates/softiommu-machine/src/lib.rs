@@ -20,7 +20,9 @@
 //! iommu = "smmu0"            # or "none": its DMA is not translated
 //! stream-id = 8              # optional
 //! group = "multifunction"    # optional: devices that share a domain
-//! pasid-bits = 0             # optional
+//! pasid-bits = 8             # optional: it has PASIDs of so many bits
+//! ats = true                 # optional: it has an address translation cache (PCIe ATS)
+//! pri = true                 # optional: it asks for pages that are not there (PCIe PRI, which takes ATS)
 //! address = "0001:00:01.0"   # optional: of PCI; by default the next in segment 1
 //! ```
 //!
@@ -129,6 +131,12 @@ pub struct Device {
     /// Bits of its PASIDs, at most 20; 0 if it has none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pasid_bits: u8,
+    /// It has an address translation cache (PCIe ATS), which is in use where the owner of its stage 1 wants that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ats: bool,
+    /// It asks for pages that are not there (PCIe PRI). Takes ATS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pri: bool,
     /// Where it is in PCI, such as `0000:06:0d.0`; otherwise the next free place of segment 1. See
     /// [`Machine::addresses`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -387,6 +395,8 @@ impl Machine {
             stream_id: Some(8),
             group: None,
             pasid_bits: 0,
+            ats: false,
+            pri: false,
             address: None,
         });
         machine
@@ -450,6 +460,21 @@ mod tests {
         assert!(message.contains("stream-id 65536") && message.contains("65535"), "{message}");
         let message = refused(&device("iommu = \"smmu0\"\npasid-bits = 21\n"));
         assert!(message.contains("pasid-bits 21") && message.contains("20"), "{message}");
+        for (keys, named) in [
+            ("iommu = \"smmu0\"\npri = true\n", "ats = true"),
+            ("iommu = \"none\"\nats = true\n", "ats"),
+            ("iommu = \"none\"\npri = true\n", "pri"),
+        ] {
+            let message = refused(&device(keys));
+            assert!(message.contains("`a`") && message.contains(named), "{message}");
+        }
+        let with = "iommu = \"smmu0\"\nats = true\npri = true\n";
+        Machine::from_toml(&device(with)).unwrap();
+        for (without, named) in [("ats = false, pri = false", "ATS"), ("pri = false", "PRI")] {
+            let smmu = format!("{SMMU}options = {{ {without} }}\n");
+            let message = refused(&device(with).replace(SMMU, &smmu));
+            assert!(message.contains("`smmu0`") && message.contains(named), "{message}");
+        }
         let message = refused(&device("iommu = \"none\"\nstream-id = 1\n"));
         assert!(message.contains("no IOMMU") && message.contains("stream-id"), "{message}");
         let twice = device("iommu = \"smmu0\"\nstream-id = 1\n")
@@ -480,6 +505,8 @@ mod tests {
             stream_id: None,
             group: None,
             pasid_bits: 0,
+            ats: false,
+            pri: false,
             address: None,
         }
     }

@@ -175,7 +175,8 @@ fn place<'a>(
     let Behind::Iommu(name) = &device.iommu else { return Place::Direct };
     let Some(smmu) = smmus.get(name) else { return Place::Direct };
     let stream_id = device.stream_id.unwrap_or_else(|| streams.next(name));
-    let options = DeviceOptions { pasid_bits: device.pasid_bits, ..DeviceOptions::default() };
+    let Device { pasid_bits, ats, pri, .. } = *device;
+    let options = DeviceOptions { pasid_bits, ats, pri, ..DeviceOptions::default() };
     Place::Smmu { smmu, stream_id, options, group }
 }
 

@@ -1,4 +1,11 @@
-//! PCI configuration space: a type 0 header with MSI-X, PCI Express and power management capabilities.
+//! PCI configuration space: a type 0 header with MSI-X, PCI Express and power management capabilities, and the extended
+//! ones ATS and PRI.
+//!
+//! Who uses a device through VFIO sees what the kernel lets him see. ATS, PRI and PASIDs are the host's: its IOMMU driver
+//! enables them. ATS and PRI can be read, as they are at the moment, and not written; the PASID capability is hidden: how
+//! many there are is in `IOMMU_GET_HW_INFO`.
+
+use platform::{Capabilities, PAGE_REQUEST_CAPACITY, PriStatus};
 
 use crate::device::Identity;
 use crate::interrupts::Counts;
@@ -22,6 +29,24 @@ const MSIX: usize = 0x50;
 const EXPRESS: usize = 0x60;
 const MSI: usize = 0xa0;
 const DEVICE_CONTROL: usize = EXPRESS + 8;
+
+/// Extended capabilities, in the order of the list; the first is where the list begins.
+const ATS: usize = 0x100;
+const PRI: usize = 0x110;
+/// `PCI_EXT_CAP_ID_*`.
+const ID_ATS: u32 = 0x0f;
+const ID_PRI: u32 = 0x13;
+/// `PCI_ATS_CAP`: requests are for whole pages, invalidations of all PASIDs at once work, and 32 of them fit.
+const ATS_CAP: u16 = 1 << 5 | 1 << 6;
+/// `PCI_ATS_CTRL_ENABLE`. The Smallest Translation Unit, below it, is 4 KiB.
+const ATS_CTRL_ENABLE: u16 = 1 << 15;
+/// `PCI_PRI_STATUS_*`.
+const PRI_STATUS_RF: u16 = 1 << 0;
+const PRI_STATUS_UPRGI: u16 = 1 << 1;
+const PRI_STATUS_STOPPED: u16 = 1 << 8;
+/// `Device Capabilities 2`: one TLP prefix from end to end, which is what a PASID is in.
+const DEVICE_CAPABILITIES2: usize = EXPRESS + 0x24;
+const END_END_PREFIX: u32 = 1 << 21 | 1 << 22;
 
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_MASTER: u16 = 1 << 2;
@@ -50,13 +75,20 @@ pub(crate) enum Effect {
 /// The configuration space of one function.
 pub(crate) struct Config {
     bytes: Box<[u8; SIZE]>,
+    capabilities: Capabilities,
     /// Bits that software may change.
     writable: Box<[u8; SIZE]>,
 }
 
 impl Config {
-    pub(crate) fn new(identity: &Identity, bars: [u64; 6], interrupts: Counts) -> Self {
-        let mut config = Self { bytes: Box::new([0; SIZE]), writable: Box::new([0; SIZE]) };
+    pub(crate) fn new(
+        identity: &Identity,
+        bars: [u64; 6],
+        interrupts: Counts,
+        capabilities: Capabilities,
+    ) -> Self {
+        let (bytes, writable) = (Box::new([0; SIZE]), Box::new([0; SIZE]));
+        let mut config = Self { bytes, capabilities, writable };
         config.put(0x00, &identity.vendor.to_le_bytes());
         config.put(0x02, &identity.device.to_le_bytes());
         config.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
@@ -111,7 +143,47 @@ impl Config {
         // A link of width 1 at 2.5 GT/s, which is up.
         config.put(EXPRESS + 12, &0x11_u32.to_le_bytes());
         config.put(EXPRESS + 18, &0x11_u16.to_le_bytes());
+        config.put_extended();
         config
+    }
+
+    fn put_extended(&mut self) {
+        let Capabilities { pasid_bits, ats, pri } = self.capabilities;
+        // An identity, version 1, and where the next one is.
+        let header = |id: u32, next: usize| (id | 1 << 16 | (next as u32) << 20).to_le_bytes();
+        if pasid_bits > 0 {
+            self.put(DEVICE_CAPABILITIES2, &END_END_PREFIX.to_le_bytes());
+        }
+        if ats {
+            self.put(ATS, &header(ID_ATS, if pri { PRI } else { 0 }));
+            self.put(ATS + 4, &ATS_CAP.to_le_bytes());
+        }
+        if ats && pri {
+            self.put(PRI, &header(ID_PRI, 0));
+            // The capacity, and of that what the host has allotted: all.
+            self.put(PRI + 8, &PAGE_REQUEST_CAPACITY.to_le_bytes());
+            self.put(PRI + 12, &PAGE_REQUEST_CAPACITY.to_le_bytes());
+        }
+    }
+
+    /// What the host's driver has enabled, and what has come of it.
+    pub(crate) fn show(&mut self, ats: bool, pri: PriStatus) {
+        if self.capabilities.ats {
+            let control = if ats { ATS_CTRL_ENABLE } else { 0 };
+            self.put(ATS + 6, &control.to_le_bytes());
+        }
+        if self.capabilities.pri {
+            let PriStatus { enabled, failure, unexpected, stopped } = pri;
+            let status = [
+                (failure, PRI_STATUS_RF),
+                (unexpected, PRI_STATUS_UPRGI),
+                (stopped, PRI_STATUS_STOPPED),
+            ];
+            let status =
+                status.into_iter().filter(|(is, _)| *is).fold(0, |status, (_, bit)| status | bit);
+            self.put(PRI + 4, &u16::from(enabled).to_le_bytes());
+            self.put(PRI + 6, &status.to_le_bytes());
+        }
     }
 
     fn put(&mut self, at: usize, bytes: &[u8]) {
@@ -176,6 +248,10 @@ mod tests {
     use super::*;
 
     fn config() -> Config {
+        with(Capabilities::default())
+    }
+
+    fn with(capabilities: Capabilities) -> Config {
         let identity = Identity {
             vendor: 0x8086,
             device: 0x2021,
@@ -185,7 +261,7 @@ mod tests {
             revision: 3,
         };
         let interrupts = Counts { line: true, msi: 2, msix: 4 };
-        Config::new(&identity, [0x4000, 0, 0, 0, MSIX_BAR_SIZE, 0], interrupts)
+        Config::new(&identity, [0x4000, 0, 0, 0, MSIX_BAR_SIZE, 0], interrupts, capabilities)
     }
 
     fn read<const N: usize>(config: &Config, at: usize) -> [u8; N] {
@@ -217,6 +293,39 @@ mod tests {
         }
         assert_eq!(ids, [0x01, 0x05, 0x11, 0x10]);
         assert_eq!(read::<2>(&config, MSI + 2), [1 << 7 | 1 << 1, 0]);
+    }
+
+    #[test]
+    fn extended_capabilities_are_those_that_the_function_has_and_the_host_s() {
+        let walk = |config: &Config| {
+            let (mut at, mut found) = (0x100, Vec::new());
+            while at != 0 && found.len() < 10 {
+                let header = u32::from_le_bytes(read(config, at));
+                found.extend((header != 0).then_some((header & 0xffff, header >> 16 & 0xf)));
+                at = (header >> 20) as usize;
+            }
+            found
+        };
+        let (ats, pri) = ((ID_ATS, 1), (ID_PRI, 1));
+        let all = Capabilities { pasid_bits: 8, ats: true, pri: true };
+        for (capabilities, list) in [
+            (Capabilities::default(), vec![]),
+            (Capabilities { pasid_bits: 8, ..Capabilities::default() }, vec![]),
+            (Capabilities { pri: false, ..all }, vec![ats]),
+            (all, vec![ats, pri]),
+        ] {
+            assert_eq!(walk(&with(capabilities)), list);
+        }
+        let mut config = with(all);
+        let status = PriStatus { enabled: true, unexpected: true, ..PriStatus::default() };
+        config.show(true, status);
+        config.write(ATS, &[0; 8]);
+        config.write(PRI, &[0xff; 16]);
+        assert_eq!(u16::from_le_bytes(read(&config, ATS + 6)), 0x8000, "its unit is 4 KiB");
+        assert_eq!(read(&config, PRI + 4), [1, 0, 2, 0]);
+        assert_eq!(u32::from_le_bytes(read(&config, PRI + 8)), PAGE_REQUEST_CAPACITY);
+        assert_eq!(walk(&config), [ats, pri]);
+        assert_ne!(u32::from_le_bytes(read(&config, DEVICE_CAPABILITIES2)) & 1 << 21, 0);
     }
 
     #[test]

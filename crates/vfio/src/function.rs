@@ -52,7 +52,8 @@ impl Function {
         if counts.msix > 0 {
             bars[MSIX_BAR] = MSIX_BAR_SIZE;
         }
-        let config = Mutex::new(Config::new(&emulated.identity(), bars, counts));
+        let config = Config::new(&emulated.identity(), bars, counts, port.capabilities());
+        let config = Mutex::new(config);
         let (bound, in_group) = (AtomicBool::new(false), group.clone());
         let function =
             Self { device, emulated, shared, port, config, bars, address, group: in_group, bound };
@@ -84,8 +85,14 @@ impl Function {
     /// Its configuration space as it is now.
     pub fn config_space(&self) -> Vec<u8> {
         let mut bytes = vec![0; config::SIZE];
-        self.config.lock().read(0, &mut bytes, self.interrupts().level());
+        self.read_config(0, &mut bytes);
         bytes
+    }
+
+    fn read_config(&self, at: usize, data: &mut [u8]) {
+        let mut config = self.config.lock();
+        config.show(self.port.has_ats_enabled(), self.port.page_requests());
+        config.read(at, data, self.interrupts().level());
     }
 
     /// The device as the IOMMU core knows it.
@@ -116,7 +123,7 @@ impl Function {
     /// Reads a part of a region, in accesses as wide as alignment allows.
     pub(crate) fn read(&self, index: u32, offset: u64, data: &mut [u8]) -> Result<(), Error> {
         if index == v::VFIO_PCI_CONFIG_REGION_INDEX {
-            self.config.lock().read(offset as usize, data, self.interrupts().level());
+            self.read_config(offset as usize, data);
             return Ok(());
         }
         self.answers()?;
