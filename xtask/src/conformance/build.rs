@@ -15,12 +15,13 @@ pub(crate) struct Program {
 
 /// Tools and headers the build needs, the Debian package each is in, and how to
 /// tell that it is there.
-const NEEDED: [(&str, &str, Presence); 5] = [
+const NEEDED: [(&str, &str, Presence); 6] = [
     ("gcc", "gcc", Presence::Program),
     ("make", "make", Presence::Program),
     ("xz", "xz-utils", Presence::Program),
     ("stdio.h", "libc6-dev", Presence::Header),
     ("sys/capability.h", "libcap-dev", Presence::Header),
+    ("uuid/uuid.h", "uuid-dev", Presence::Header),
 ];
 
 #[derive(Clone, Copy)]

@@ -16,12 +16,13 @@ use std::path::PathBuf;
 use crate::Result;
 use hugepages::HugePages;
 use report::Report;
+use run::Runner;
 use source::Source;
 
 /// Command line.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// A suite (layout, iommu), a case name with * for anything, or a part of one
+    /// A suite (layout, iommu, vfio), a case name with * for anything, or a part of one
     filter: Option<String>,
     /// A Linux source tree or a tarball of one, instead of the package
     #[arg(long, value_name = "PATH")]
@@ -39,9 +40,33 @@ pub(crate) struct Options {
 struct Suite {
     name: &'static str,
     programs: &'static [&'static str],
+    /// What `softiommu run` is told.
+    machine: &'static [&'static str],
+    /// What the programs are told.
+    environment: &'static [(&'static str, &'static str)],
 }
 
-const SUITES: &[Suite] = &[Suite { name: "iommu", programs: &["iommufd", "iommufd_fail_nth"] }];
+const SUITES: &[Suite] = &[
+    Suite {
+        name: "iommu",
+        programs: &["iommufd", "iommufd_fail_nth"],
+        // Not every machine's root may do all that the suite needs.
+        machine: &["--iommu", "mock", "--fault-injection", "--grant", "sys-resource"],
+        environment: &[],
+    },
+    Suite {
+        name: "vfio",
+        programs: &[
+            "vfio_iommufd_setup_test",
+            "vfio_pci_device_test",
+            "vfio_dma_mapping_test",
+            "vfio_pci_device_init_perf_test",
+        ],
+        machine: &["--grant", "ipc-lock"],
+        // The DMA engine of the default machine.
+        environment: &[("VFIO_SELFTESTS_BDF", "0001:00:01.0")],
+    },
+];
 
 /// The suite that needs no programs.
 const LAYOUT: &str = "layout";
@@ -62,15 +87,27 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut claims = layout::claims();
     claims.retain(|claim| chosen(LAYOUT) && wanted(&claim.name));
     println!("headers and selftests of Linux {}", source.version);
+    let suites: Vec<_> = SUITES.iter().filter(|suite| chosen(suite.name)).collect();
+    let softiommu = match &options.runner {
+        Some(_) => None,
+        None if suites.is_empty() => None,
+        None => Some(run::build_softiommu()?),
+    };
     let mut selected = Vec::new();
-    for suite in SUITES.iter().filter(|suite| chosen(suite.name)) {
+    for suite in suites {
+        let runner = match (&options.runner, &softiommu) {
+            (Some(runner), _) => runner.split_whitespace().map(str::to_owned).collect(),
+            (None, Some(softiommu)) => run::with_softiommu(softiommu, suite.machine),
+            (None, None) => Vec::new(),
+        };
+        let runner = Runner { command: runner, environment: suite.environment };
         for program in build::programs(&source, suite.name, suite.programs)? {
-            let all = run::list(&program.path)?;
+            let all = run::list(&runner, &program.path)?;
             let count = all.len();
             let cases: Vec<_> = all.into_iter().filter(|case| wanted(case)).collect();
             if !cases.is_empty() {
                 let whole = cases.len() == count;
-                selected.push((program, cases, whole));
+                selected.push((runner.clone(), program, cases, whole));
             }
         }
     }
@@ -84,7 +121,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     if options.list {
         claims.iter().for_each(|claim| println!("{}", claim.name));
-        for case in selected.iter().flat_map(|(_, cases, _)| cases) {
+        for case in selected.iter().flat_map(|(_, _, cases, _)| cases) {
             let note =
                 expected::not_yet(case).map_or(String::new(), |why| format!("  (not yet: {why})"));
             println!("{case}{note}");
@@ -92,14 +129,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         return Ok(true);
     }
 
-    let runner = match &options.runner {
-        Some(runner) => runner.split_whitespace().map(str::to_owned).collect(),
-        None if selected.is_empty() => Vec::new(),
-        None => run::build_runner()?,
-    };
     let wants_huge_pages = selected
         .iter()
-        .flat_map(|(_, cases, _)| cases)
+        .flat_map(|(_, _, cases, _)| cases)
         .any(|case| expected::needs_huge_pages(case));
     let huge_pages = wants_huge_pages.then(HugePages::reserve).transpose();
     let no_huge_pages = huge_pages.as_ref().err().map(ToString::to_string);
@@ -108,10 +140,10 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if !claims.is_empty() {
         report.add_layout(claims.len(), &layout::check(&source, &claims)?);
     }
-    for (program, cases, whole) in &selected {
+    for (runner, program, cases, whole) in &selected {
         println!("running {}: {} cases", program.name, cases.len());
         let arguments = (!whole).then_some(cases.as_slice());
-        let ran = run::run(&runner, &program.path, arguments)?;
+        let ran = run::run(runner, &program.path, arguments)?;
         report.add(program.name, cases, ran);
     }
     drop(huge_pages);

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -27,30 +27,48 @@ pub(crate) struct Ran {
     pub(crate) died: Option<String>,
 }
 
+/// What stands in front of a program.
+#[derive(Debug, Clone)]
+pub(crate) struct Runner {
+    /// A command and its first arguments, or nothing.
+    pub(crate) command: Vec<String>,
+    pub(crate) environment: &'static [(&'static str, &'static str)],
+}
+
+impl Runner {
+    /// The command that runs a program.
+    fn before(&self, program: &Path) -> Command {
+        let mut words = self.command.iter();
+        let mut command = match words.next() {
+            Some(first) => {
+                let mut command = Command::new(first);
+                command.args(words).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.envs(self.environment.iter().copied());
+        command
+    }
+}
+
 /// The cases `program` has, in its order.
-pub(crate) fn list(program: &Path) -> Result<Vec<String>> {
-    let mut list = Command::new(program);
+pub(crate) fn list(runner: &Runner, program: &Path) -> Result<Vec<String>> {
+    let mut list = runner.before(program);
     // It exits with the code for "skipped" and writes to standard error.
     let output = list.arg("-l").stdin(Stdio::null()).output()?;
-    let cases = tap::parse_list(&String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stderr);
+    let cases = tap::parse_list(&text);
     if cases.is_empty() {
-        return Err(format!("{} -l lists no cases", program.display()).into());
+        return Err(format!("{} -l lists no cases:\n{text}", program.display()).into());
     }
     Ok(cases)
 }
 
 /// Runs `program` with `runner` in front. `cases` are those to run, or all if
 /// that is `None`.
-pub(crate) fn run(runner: &[String], program: &Path, cases: Option<&[String]>) -> Result<Ran> {
-    let mut words = runner.iter().map(String::as_str);
-    let mut command = match words.next() {
-        Some(first) => {
-            let mut command = Command::new(first);
-            command.args(words).arg(program);
-            command
-        }
-        None => Command::new(program),
-    };
+pub(crate) fn run(runner: &Runner, program: &Path, cases: Option<&[String]>) -> Result<Ran> {
+    let mut command = runner.before(program);
     for case in cases.into_iter().flatten() {
         command.args(["-r", case]);
     }
@@ -127,21 +145,21 @@ fn follow(mut command: Command, silence: Duration) -> Result<Ran> {
     Ok(Ran { tap, died })
 }
 
-/// Builds what `softiommu run` is made of and returns the command.
-pub(crate) fn build_runner() -> Result<Vec<String>> {
+/// Builds what `softiommu run` is made of; where it is.
+pub(crate) fn build_softiommu() -> Result<PathBuf> {
     let workspace = crate::workspace();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo.current_dir(&workspace).args(["build", "--release"]);
     cargo.args(["-p", "softiommu-cli", "-p", "softiommu-preload"]);
     command::run(&mut cargo)?;
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), std::path::PathBuf::from);
-    let softiommu = workspace.join(target).join("release/softiommu");
-    let softiommu = softiommu.to_string_lossy().into_owned();
-    // Not every machine's root may do all that the suites need.
-    let run = "run --iommu mock --fault-injection --grant sys-resource --";
-    let run = run.split(' ').map(str::to_owned);
-    Ok([softiommu].into_iter().chain(run).collect())
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
+    Ok(workspace.join(target).join("release/softiommu"))
+}
+
+/// The command that runs programs with a machine.
+pub(crate) fn with_softiommu(softiommu: &Path, machine: &[&str]) -> Vec<String> {
+    let softiommu = softiommu.to_string_lossy();
+    [&[&*softiommu, "run"], machine, &["--"]].concat().into_iter().map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ const PACKAGE_PREFIX: &str = "linux-source-7.";
 /// Suites that carry the package, the most likely first.
 const SUITES: [&str; 2] = ["trixie-backports", "sid"];
 
-/// Written when a tree is complete.
+/// Written when a tree is complete: the parts that it has.
 const STAMP: &str = ".complete";
 
 /// A source tree that may be written to.
@@ -48,12 +48,23 @@ fn parts() -> Vec<String> {
         "tools/testing/selftests/kselftest",
         "tools/testing/selftests/kselftest_harness",
         "tools/testing/selftests/iommu",
+        "tools/testing/selftests/vfio",
+        // What the VFIO suite has links to.
+        "include/linux/pci_ids.h",
+        "drivers/dma/idxd/registers.h",
+        "drivers/dma/ioat/hw.h",
+        "drivers/dma/ioat/registers.h",
+        "drivers/net/ethernet/intel/igb/*.h",
     ];
     let per_arch = ["Makefile", "include/uapi", "include/asm", "entry/syscalls"];
     let per_arch = per_arch.iter().map(|part| format!("arch/{arch}/{part}"));
     let tables = [format!("arch/{arch}/tools")];
     let fixed = fixed.into_iter().map(str::to_owned);
     fixed.chain(per_arch).chain(tables).collect()
+}
+
+fn stamp() -> String {
+    parts().join("\n")
 }
 
 /// A file without which there is nothing to build.
@@ -85,7 +96,9 @@ fn cache_directory() -> Result<PathBuf> {
 
 fn cached(cache: &Path) -> Option<Source> {
     let entries = std::fs::read_dir(cache).ok()?.flatten();
-    let complete = entries.filter(|entry| entry.path().join(STAMP).exists());
+    let complete = entries.filter(|entry| {
+        std::fs::read_to_string(entry.path().join(STAMP)).is_ok_and(|parts| parts == stamp())
+    });
     let versions = complete.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         let (package, version) = name.split_once('_')?;
@@ -114,7 +127,8 @@ fn from_local(path: &Path, cache: &Path) -> Result<Source> {
         for glob in globs {
             let (directory, pattern) = glob.rsplit_once('/').ok_or("a pattern in a folder")?;
             let suffix = pattern.trim_start_matches('*');
-            for entry in std::fs::read_dir(path.join(directory))?.flatten() {
+            let Ok(entries) = std::fs::read_dir(path.join(directory)) else { continue };
+            for entry in entries.flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if name.ends_with(suffix) {
                     names.push(format!("{directory}/{name}"));
@@ -173,7 +187,7 @@ fn from_mirror(cache: &Path) -> Result<Source> {
         unpack.args(["-J", "-f", "-"]);
         pipe(vec![package_files, tarball, unpack])?;
         check(&tree)?;
-        std::fs::write(tree.join(STAMP), format!("{package} {version}\n"))?;
+        std::fs::write(tree.join(STAMP), stamp())?;
         std::fs::remove_dir_all(&work)?;
         return Ok(Source { tree, version });
     }
@@ -297,17 +311,18 @@ mod tests {
     #[test]
     fn an_incomplete_download_is_not_used() {
         let cache = tempfile::tempdir().unwrap();
-        let tree = |name: &str, complete: bool| {
+        let tree = |name: &str, parts: Option<&str>| {
             let tree = cache.path().join(name);
             std::fs::create_dir_all(&tree).unwrap();
-            if complete {
-                std::fs::write(tree.join(STAMP), "").unwrap();
+            if let Some(parts) = parts {
+                std::fs::write(tree.join(STAMP), parts).unwrap();
             }
         };
-        tree("linux-source-7.3_7.3.9-1", false);
-        assert!(cached(cache.path()).is_none());
-        tree("linux-source-7.4_7.4.1-1", true);
-        tree("linux-source-7.3_7.3.4-1", true);
+        tree("linux-source-7.3_7.3.9-1", None);
+        tree("linux-source-7.3_7.3.8-1", Some("scripts"));
+        assert!(cached(cache.path()).is_none(), "one is not complete, one has too few parts");
+        tree("linux-source-7.4_7.4.1-1", Some(&stamp()));
+        tree("linux-source-7.3_7.3.4-1", Some(&stamp()));
         let source = cached(cache.path()).unwrap();
         assert!(source.tree.ends_with("linux-source-7.3_7.3.4-1"));
     }
