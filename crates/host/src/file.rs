@@ -69,8 +69,8 @@ pub trait File: Any + Send + Sync {
         Err(Errno::INVAL)
     }
 
-    /// `mmap(2)`: says what to map instead. The caller maps
-    /// [`MmapBacking::fd`] and keeps the guard until the last `munmap`.
+    /// `mmap(2)`: says what to map instead. The caller keeps the guard until
+    /// the last `munmap`.
     fn mmap(&self, task: &dyn Task, request: MmapRequest) -> Result<MmapBacking, Errno> {
         let _ = (task, request);
         Err(Errno::NODEV)
@@ -108,12 +108,37 @@ pub struct MmapRequest {
     pub shared: bool,
 }
 
-/// The kernel object to map in place of the emulated file.
+/// What to map in place of the emulated file.
 pub struct MmapBacking {
-    /// Map this file…
-    pub fd: OwnedFd,
-    /// …from this offset in bytes.
-    pub offset: u64,
+    /// What is there.
+    pub memory: MappedMemory,
     /// Dropped when no mapping made from this answer remains.
     pub guard: Box<dyn Any + Send + Sync>,
+}
+
+/// What is behind a mapping.
+pub enum MappedMemory {
+    /// A file of the kernel's.
+    File {
+        /// Map this file…
+        fd: OwnedFd,
+        /// …from this offset in bytes.
+        offset: u64,
+    },
+    /// Registers: each access of the program is carried out by them.
+    Registers {
+        /// They…
+        registers: Arc<dyn Registers>,
+        /// …from this offset in bytes.
+        offset: u64,
+    },
+}
+
+/// Registers of a device that programs can map.
+pub trait Registers: Send + Sync {
+    /// A program reads `data.len()` bytes at `offset`: 1, 2, 4, 8 or 16, aligned or not, inside what was mapped.
+    fn read(&self, offset: u64, data: &mut [u8]);
+
+    /// A program writes, likewise.
+    fn write(&self, offset: u64, data: &[u8]);
 }

@@ -23,7 +23,9 @@ mod file;
 mod mm;
 mod task;
 
-pub use file::{CharDevice, File, FileMode, MmapBacking, MmapRequest, Notify};
+pub use file::{
+    CharDevice, File, FileMode, MappedMemory, MmapBacking, MmapRequest, Notify, Registers,
+};
 pub use mm::{
     Access, BusError, Fault, FilePinError, KernelFile, Mm, MmCounters, PhysAllocation, PhysMemory,
     PhysRun, User,

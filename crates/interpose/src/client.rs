@@ -8,7 +8,7 @@ use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use host::{Errno, MmapBacking, MmapRequest};
+use host::{Errno, MappedMemory, MmapBacking, MmapRequest};
 use host_linux::PrivateFd;
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt::socket_peercred};
@@ -144,7 +144,7 @@ pub(crate) fn mmap(fd: RawFd, request: MmapRequest) -> Result<MmapBacking, Errno
     // The server keeps its guard until this end of the call closes.
     let socket = PrivateFd::new(answer.socket).map_err(|_| Errno::MFILE)?;
     let guard: Box<dyn Any + Send + Sync> = Box::new(socket);
-    Ok(MmapBacking { fd: backing, offset, guard })
+    Ok(MmapBacking { memory: MappedMemory::File { fd: backing, offset }, guard })
 }
 
 /// Opens a path of the server's; `Ok(None)` if it is the kernel's after all.

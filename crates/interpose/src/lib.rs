@@ -18,6 +18,8 @@
 //! - Paths are compared as written, absolute, without `..` or symbolic links.
 //! - A program that makes a directory of a [`Tree`] its working directory sees where it really is.
 //! - A path argument that points nowhere crashes instead of failing with `EFAULT`.
+//! - Registers can be mapped on x86-64, by the process that opened the file, and be accessed by it with the plain
+//!   instructions of `trap`; a handler of `SIGSEGV` of the program's then runs on the stack of whoever faulted.
 //! - Files of a process that was killed answer `ENODEV` in others.
 
 mod calls;
@@ -36,6 +38,7 @@ mod server;
 mod sys;
 mod table;
 mod task;
+mod trap;
 mod tree;
 mod wire;
 

@@ -30,6 +30,16 @@ pub(crate) fn add(start: usize, len: usize, guard: Box<dyn Any + Send + Sync>) {
     drop(released);
 }
 
+/// What guards the mapping at an address.
+pub(crate) fn find(address: usize) -> Option<Guard> {
+    if COUNT.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    let mappings = MAPPINGS.lock();
+    let (_, (end, guard)) = mappings.range(..=address).next_back()?;
+    (*end > address).then(|| Arc::clone(guard))
+}
+
 /// Says that nothing of ours is mapped in `[start, start + len)` any more.
 #[inline]
 pub(crate) fn remove(start: usize, len: usize) {

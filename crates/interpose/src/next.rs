@@ -172,6 +172,10 @@ next! {
     fn prlimit(pid: c_int, resource: c_uint, new: *const c_void, old: *mut c_void) -> c_int = SYS_prlimit64[pid, resource, new, old];
     fn prlimit64(pid: c_int, resource: c_uint, new: *const c_void, old: *mut c_void) -> c_int = SYS_prlimit64[pid, resource, new, old];
     fn prctl(op: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int = SYS_prctl[op, a, b, c, d];
+    fn sigaction(signal: c_int, new: *const libc::sigaction, old: *mut libc::sigaction) -> c_int;
+    fn signal(signal: c_int, handler: libc::sighandler_t) -> libc::sighandler_t;
+    fn bsd_signal(signal: c_int, handler: libc::sighandler_t) -> libc::sighandler_t;
+    fn ssignal(signal: c_int, handler: libc::sighandler_t) -> libc::sighandler_t;
     fn setns(fd: c_int, kind: c_int) -> c_int = SYS_setns[fd, kind];
     fn unshare(flags: c_int) -> c_int = SYS_unshare[flags];
 }

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use host::{Errno, MmapRequest, Task};
+use host::{Errno, MappedMemory, MmapRequest, Task};
 use host_linux::PrivateFd;
 use rustix::event::epoll;
 use rustix::net::{RecvFlags, sockopt::socket_peercred};
@@ -184,8 +184,12 @@ fn file_call(
             };
             drop(client);
             let backing = local.file.mmap(task, request)?;
-            send(call, &Message::new(Tag::Done, &[backing.offset]), &[backing.fd.as_fd()])?;
-            drop(backing.fd);
+            // Registers are this process's to carry out accesses to.
+            let MappedMemory::File { fd, offset } = backing.memory else {
+                return Err(Errno::NODEV);
+            };
+            send(call, &Message::new(Tag::Done, &[offset]), &[fd.as_fd()])?;
+            drop(fd);
             // The user keeps its end of the call until the last munmap.
             while receive(call).is_some() {}
             drop(backing.guard);

@@ -42,6 +42,11 @@ impl Answer for isize {
     const FAILED: Self = -1;
 }
 
+/// `sighandler_t`.
+impl Answer for usize {
+    const FAILED: Self = libc::SIG_ERR;
+}
+
 impl<T> Answer for *mut T {
     const FAILED: Self = std::ptr::null_mut();
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
 
 use host::{
-    Capability, CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, PhysMemory, PhysRun,
-    Task,
+    Capability, CharDevice, Errno, File, FileMode, MappedMemory, MmapBacking, MmapRequest,
+    PhysMemory, PhysRun, Task,
 };
 use iommu::{Doorbells, OwnerId};
 
@@ -478,7 +478,7 @@ impl File for Context {
         let fd = area.memory.fd().map_err(|_| Errno::NOMEM)?;
         let guard = Box::new(Hold::new(context));
         guard.take(&mut state, owner);
-        Ok(MmapBacking { fd, offset: 0, guard })
+        Ok(MmapBacking { memory: MappedMemory::File { fd, offset: 0 }, guard })
     }
 
     fn ioctl(&self, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Errno> {

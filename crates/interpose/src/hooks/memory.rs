@@ -2,12 +2,12 @@
 
 use std::ffi::{c_int, c_void};
 
-use host::{Errno, MmapRequest, PAGE_SIZE};
+use host::{Errno, MappedMemory, MmapBacking, MmapRequest, PAGE_SIZE};
 use libc::{off_t, size_t};
 
-use crate::sys::{c_result, errno, set_errno, syscall6};
+use crate::sys::{answer, c_result, errno, set_errno, syscall6};
 use crate::table::slot_of;
-use crate::{calls, mappings, next};
+use crate::{calls, mappings, next, trap};
 
 /// Maps what an emulated file says to map instead of itself.
 unsafe fn map_ours(
@@ -32,22 +32,20 @@ unsafe fn map_ours(
     let aligned = (pos as u64).is_multiple_of(PAGE_SIZE) && len != 0;
     let backing = if aligned { calls::mmap(fd, request) } else { Err(Errno::INVAL) };
     match backing {
-        Ok(backing) => {
-            let args = [
-                addr as usize,
-                len,
-                prot as usize,
-                flags as usize,
-                std::os::fd::AsRawFd::as_raw_fd(&backing.fd) as usize,
-                backing.offset as usize,
-            ];
+        Ok(MmapBacking { memory: MappedMemory::File { fd, offset }, guard }) => {
+            let (fd, offset) = (std::os::fd::AsRawFd::as_raw_fd(&fd), offset as usize);
+            let args = [addr as usize, len, prot as usize, flags as usize, fd as usize, offset];
             // SAFETY: the caller's own mapping, of another file.
             let at = c_result(unsafe { syscall6(libc::SYS_mmap, args) });
             if at != -1 {
-                mappings::add(at as usize, len, backing.guard);
+                mappings::add(at as usize, len, guard);
                 set_errno(before);
             }
             at as *mut c_void
+        }
+        Ok(MmapBacking { memory: MappedMemory::Registers { registers, offset }, guard }) => {
+            // SAFETY: the caller's own mapping.
+            answer(|| unsafe { trap::map(addr, len, flags, registers, offset, guard) })
         }
         Err(e) => {
             set_errno(e.raw_os_error());

@@ -19,6 +19,7 @@ mod io;
 mod memory;
 mod message;
 mod open;
+mod signal;
 mod stat;
 mod syscall;
 

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once};
 
 use host::{
-    Access, Capability, CharDevice, Errno, File, FileMode, MmapBacking, MmapRequest, Notify,
-    OpenFile, PhysRun, Task,
+    Access, Capability, CharDevice, Errno, File, FileMode, MappedMemory, MmapBacking, MmapRequest,
+    Notify, OpenFile, PhysRun, Registers, Task,
 };
 use interpose::{Node, PathTable, Prefixes, Tree};
 
@@ -22,6 +22,9 @@ pub const PIN: u32 = 0x7005;
 pub const CAPABLE: u32 = 0x7006;
 pub const UNDO: u32 = 0x7007;
 pub const SLEEP: u32 = 0x7008;
+
+/// From this offset on, two pages of registers can be mapped.
+pub const REGISTERS: u64 = 1 << 20;
 
 /// Open files alive.
 pub static LIVE: AtomicI64 = AtomicI64::new(0);
@@ -45,6 +48,41 @@ pub struct Counter {
     value: AtomicU64,
     queue: Mutex<VecDeque<u8>>,
     notify: Mutex<Option<Notify>>,
+    registers: Arc<Bank>,
+}
+
+/// Registers that hold what is written to them, and count accesses.
+#[derive(Default)]
+pub struct Bank {
+    bytes: Mutex<Vec<u8>>,
+    accesses: AtomicU64,
+}
+
+/// The count of accesses, which can only be read.
+pub const ACCESSES: u64 = 0x1ff8;
+
+impl Registers for Bank {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if offset == ACCESSES {
+            data.copy_from_slice(&self.accesses.load(Ordering::SeqCst).to_le_bytes()[..data.len()]);
+            return;
+        }
+        self.accesses.fetch_add(1, Ordering::SeqCst);
+        let bytes = self.bytes.lock().unwrap();
+        for (byte, at) in data.iter_mut().zip(offset as usize..) {
+            *byte = bytes.get(at).copied().unwrap_or(0);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.accesses.fetch_add(1, Ordering::SeqCst);
+        let mut bytes = self.bytes.lock().unwrap();
+        let end = offset as usize + data.len();
+        if bytes.len() < end {
+            bytes.resize(end, 0);
+        }
+        bytes[offset as usize..end].copy_from_slice(data);
+    }
 }
 
 impl Counter {
@@ -55,6 +93,7 @@ impl Counter {
             value: AtomicU64::new(0),
             queue: Mutex::default(),
             notify: Mutex::default(),
+            registers: Arc::default(),
         })
     }
 }
@@ -168,11 +207,17 @@ impl File for Counter {
         if !request.shared {
             return Err(Errno::INVAL);
         }
+        if request.offset >= REGISTERS {
+            MAPPED.fetch_add(1, Ordering::SeqCst);
+            let (registers, offset) = (self.registers.clone(), request.offset - REGISTERS);
+            let memory = MappedMemory::Registers { registers, offset };
+            return Ok(MmapBacking { memory, guard: Box::new(Mapped) });
+        }
         let fd = rustix::fs::memfd_create("counter", rustix::fs::MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&fd, request.len)?;
         rustix::io::pwrite(&fd, b"mapped", 0)?;
         MAPPED.fetch_add(1, Ordering::SeqCst);
-        Ok(MmapBacking { fd, offset: 0, guard: Box::new(Mapped) })
+        Ok(MmapBacking { memory: MappedMemory::File { fd, offset: 0 }, guard: Box::new(Mapped) })
     }
 
     fn readable(&self) -> bool {

@@ -1,0 +1,100 @@
+//! Registers that programs map: an address range without access rights, and a handler of `SIGSEGV` that carries out the
+//! instruction that faulted on the device's registers.
+//!
+//! The handler is there once something is mapped so. From then on what the program does with `SIGSEGV` is kept here,
+//! and followed for every other fault.
+
+#[cfg(target_arch = "x86_64")]
+mod decode;
+#[cfg(target_arch = "x86_64")]
+mod instruction;
+mod signal;
+
+use std::any::Any;
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+
+use host::{Errno, Registers};
+
+use crate::mappings;
+use crate::sys::{c_result, syscall6};
+
+pub(crate) use signal::{Disposition, action, set_action};
+
+/// An instruction that is not carried out here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Unsupported;
+
+#[cfg(not(target_arch = "x86_64"))]
+mod decode {
+    pub(super) unsafe fn carry_out(_: *mut libc::ucontext_t) -> Result<(), super::Unsupported> {
+        Err(super::Unsupported)
+    }
+}
+
+/// What is mapped somewhere.
+struct Mapped {
+    registers: Arc<dyn Registers>,
+    /// Offset of the first byte.
+    offset: u64,
+    start: usize,
+    len: usize,
+    _guard: Box<dyn Any + Send + Sync>,
+}
+
+/// Maps registers, at `addr` if the flags say so.
+///
+/// # Safety
+/// As `mmap` itself.
+pub(crate) unsafe fn map(
+    addr: *mut c_void,
+    len: usize,
+    flags: c_int,
+    registers: Arc<dyn Registers>,
+    offset: u64,
+    guard: Box<dyn Any + Send + Sync>,
+) -> Result<*mut c_void, Errno> {
+    if !cfg!(target_arch = "x86_64") {
+        return Err(Errno::NODEV);
+    }
+    signal::install()?;
+    let placement = flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE);
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | placement;
+    let args = [addr as usize, len, libc::PROT_NONE as usize, flags as usize, usize::MAX, 0];
+    // SAFETY: the caller's own mapping, of nothing.
+    let at = c_result(unsafe { syscall6(libc::SYS_mmap, args) });
+    if at == -1 {
+        return Err(Errno::from_raw_os_error(crate::sys::errno()));
+    }
+    let start = at as usize;
+    let mapped = Mapped { registers, offset, start, len, _guard: guard };
+    mappings::add(start, len, Box::new(mapped));
+    Ok(at as *mut c_void)
+}
+
+/// Registers at an address.
+struct Found {
+    guard: Arc<dyn Any + Send + Sync>,
+}
+
+impl Found {
+    fn at(address: usize) -> Option<Self> {
+        let found = Self { guard: mappings::find(address)? };
+        let mapped = found.mapped()?;
+        // What was moved elsewhere is not followed.
+        (address.wrapping_sub(mapped.start) < mapped.len).then_some(found)
+    }
+
+    fn mapped(&self) -> Option<&Mapped> {
+        let guard = self.guard.downcast_ref::<Box<dyn Any + Send + Sync>>()?;
+        guard.downcast_ref()
+    }
+
+    /// Where in the registers `len` bytes at an address are.
+    fn place(&self, address: u64, len: usize) -> Option<(&dyn Registers, u64)> {
+        let mapped = self.mapped()?;
+        let within = address.checked_sub(mapped.start as u64)?;
+        let fits = within.checked_add(len as u64)? <= mapped.len as u64;
+        fits.then(|| (&*mapped.registers, mapped.offset + within))
+    }
+}
