@@ -155,3 +155,14 @@ fn a_pasid_beyond_the_table_is_the_guest_s_event() {
     assert_eq!(event.ssid, Some(1 << BITS));
     assert!(kernel.arrives(&vm.ram, &vm.device));
 }
+
+#[test]
+fn an_engine_without_pasids_does_not_look_for_one() {
+    let vm = Vm::new(0);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    engine::set_pasid(&vm.ram, copy.chain, Some(3)).unwrap();
+    assert!(copy.arrives(&vm.ram, &vm.device));
+    assert_eq!(vm.events_now(&guest), []);
+}

@@ -11,6 +11,7 @@ use host_fake::BASE;
 use iommu::Target;
 use platform::{Access, DeviceOptions, PriStatus};
 use smmuv3::{Stale, StaleRule};
+use uapi::iommufd as u;
 
 const IOVA: u64 = 0x4000_0000;
 
@@ -73,6 +74,42 @@ fn what_is_not_there_is_asked_for_only_by_who_may() {
     assert_eq!(port.page_requests(), off);
 }
 
+#[test]
+fn a_page_that_was_clean_is_marked_again() {
+    let machine = Machine::new();
+    let (device, mut port) = machine.device_with(0x10, ats());
+    let id = machine.bind(device);
+    let ioas = machine.ioas();
+    machine.map(ioas, BASE, IOVA).unwrap();
+    let flags = u::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_DIRTY_TRACKING;
+    let hwpt = machine.hwpt(id, ioas, flags).unwrap();
+    machine.context.attach(id, Target::Rid, hwpt).unwrap();
+    let domain = machine.context.paging_domain(hwpt).unwrap();
+    let dirty = domain.dirty().unwrap();
+    dirty.set_enabled(true).unwrap();
+    let is_dirty = || {
+        let mut found = false;
+        dirty.read_and_clear(IOVA, 4096, false, &mut |_, _| found = true);
+        found
+    };
+    for _ in 0..3 {
+        port.read(Access::at(IOVA), &mut [0; 4]).unwrap();
+        assert!(!is_dirty(), "read, and no intention to write");
+        port.write(Access::at(IOVA), b"some").unwrap();
+        port.write(Access::at(IOVA), b"more").unwrap();
+        assert!(is_dirty());
+    }
+}
+
+/// Ends the writers, also where an assertion fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Several ports of a device write to an IOVA as fast as they can, while it is mapped to one page after the other and
 /// the device is attached and detached.
 #[test]
@@ -104,6 +141,7 @@ fn after_an_unmap_the_page_is_quiet() {
                 }
             });
         }
+        let _over = Over(&over);
         let some_more = || {
             let until = written.load(Ordering::Relaxed) + 20;
             while written.load(Ordering::Relaxed) < until {
@@ -129,7 +167,6 @@ fn after_an_unmap_the_page_is_quiet() {
                 machine.context.attach(id, Target::Rid, ioas).unwrap();
             }
         }
-        over.store(true, Ordering::Relaxed);
     });
     assert_eq!(machine.unmap(ioas, IOVA), Err(Errno::NOENT));
     let stale = stale.lock().unwrap();
