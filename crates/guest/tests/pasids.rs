@@ -157,6 +157,25 @@ fn a_pasid_beyond_the_table_is_the_guest_s_event() {
 }
 
 #[test]
+fn privilege_is_part_of_the_transaction() {
+    let vm = Vm::new(PASIDS + 3);
+    let guest = vm.boot();
+    let stream = guest.stream_in(0x10, options(false), &guest.domain().unwrap()).unwrap();
+    let kernel = Copy::new(&vm.ram, &stream);
+    let process = Process::new(&vm, &guest, 6);
+    stream.stream().attach_pasid(6, &process.domain).unwrap();
+    unmap(&process.domain, TO);
+    for privileged in [false, true] {
+        let word = 1 << 31 | u64::from(privileged) << 30 | 6;
+        vm.ram.store(kernel.chain + 32, word).unwrap();
+        assert!(matches!(vm.device.engine().run(CHAIN).unwrap(), Copied::Refused(_)));
+        let events = vm.events(&guest);
+        let [event] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!((event.ssid, event.pnu), (Some(6), privileged));
+    }
+}
+
+#[test]
 fn an_engine_without_pasids_does_not_look_for_one() {
     let vm = Vm::new(0);
     let guest = vm.boot();
