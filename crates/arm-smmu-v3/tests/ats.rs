@@ -5,9 +5,9 @@ mod common;
 #[path = "common/guest.rs"]
 mod guest;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use arm_smmu_v3::{DeviceOptions, Error};
+use arm_smmu_v3::{DeviceOptions, Error, Functions};
 use guest::{ANY, Atcs, Guest, Host, IPA, RW, Space, attach};
 use iommu::{Attachment, Capability, Device, Domain, PagingDomain, PagingFlags, Target};
 use smmuv3::{AtcInvalidate, AtsError, AtsRequest, Transaction};
@@ -86,6 +86,62 @@ fn a_device_gets_translations_where_a_domain_translates() {
     own.unmap(at, 0x8000);
     own.sync();
     assert_eq!(asked().iter().map(|one| one.substream_id).collect::<Vec<_>>(), [Some(2)]);
+}
+
+/// What functions are told, and whether the SMMU answers them at that moment.
+struct Told {
+    model: Arc<smmuv3::Smmu<Arc<common::Ram>>>,
+    calls: Mutex<Vec<(u32, bool, bool)>>,
+}
+
+impl Functions for Told {
+    fn enable_ats(&self, stream_id: u32, enable: bool) {
+        let request = AtsRequest {
+            stream_id,
+            substream_id: None,
+            address: 0x10_0000,
+            no_write: true,
+            privileged: false,
+            execute: false,
+        };
+        let answers = self.model.ats_request(&request).is_ok();
+        self.calls.lock().unwrap().push((stream_id, enable, answers));
+    }
+}
+
+#[test]
+fn a_function_may_ask_only_while_it_is_answered() {
+    let atcs = Arc::new(Atcs::default());
+    let host = Host::with(smmuv3::Options::everything(), atcs.clone());
+    let told = Arc::new(Told { model: host.bus.model.clone(), calls: Mutex::default() });
+    host.driver.smmu().connect(told.clone());
+    let calls = || std::mem::take(&mut *told.calls.lock().unwrap());
+    let (on, off) = ((SID, true, true), (SID, false, true));
+    let device = host.device(SID, ats());
+    assert_eq!(calls(), [], "identity");
+    let domains =
+        [PagingFlags::PASID, PagingFlags::NEST_PARENT].map(|flags| paging(&device, flags, 1 << 30));
+    for domain in &domains {
+        attach(&device, Domain::Paging(domain.clone())).unwrap();
+        // Again: it may have taken a refusal to heart that was none.
+        assert_eq!(calls(), [on]);
+    }
+    device.group().detach(Target::Rid);
+    assert_eq!(calls(), [off]);
+    attach(&device, Domain::Paging(domains[0].clone())).unwrap();
+    *atcs.deaf.lock().unwrap() = Some(SID);
+    domains[0].unmap(0x10_1000, 0x1000);
+    domains[0].sync();
+    assert_eq!(calls(), [on, off], "it does not answer");
+    attach(&device, Domain::Paging(domains[1].clone())).unwrap();
+    assert_eq!(calls(), [], "nor will it be asked");
+    drop(device);
+    *atcs.deaf.lock().unwrap() = None;
+    let device = host.device(SID, ats());
+    attach(&device, Domain::Paging(domains[0].clone())).unwrap();
+    assert_eq!(calls(), [on]);
+    drop(device);
+    assert_eq!(calls(), [off]);
 }
 
 #[test]

@@ -11,8 +11,16 @@ use crate::engine::Copied;
 const NEXT_DESCRIPTOR_ADDRESS: u32 = 1 << 2;
 const READ_DATA: u32 = 1 << 8;
 const WRITE_DATA: u32 = 1 << 9;
+const LENGTH: u32 = 1 << 11;
 
-/// A DMA engine that the VMM emulates. It carries out the descriptors that an [`Engine`](crate::Engine) does.
+/// The longest copy, in bytes.
+const LONGEST: u32 = 1 << 20;
+
+/// The engine's extension: on whose behalf a descriptor is.
+const PROCESS_VALID: u32 = 1 << 31;
+const PROCESS_PRIVILEGED: u32 = 1 << 30;
+
+/// A DMA engine that the VMM emulates. It carries out the copies that an [`Engine`](crate::Engine) does.
 ///
 /// It may share a vSMMU with devices of the host: its StreamID is one that is not assigned.
 pub struct Emulated<M: Memory = Arc<crate::GuestRam>, F: Fence = SeqCst> {
@@ -34,20 +42,26 @@ impl<M: Memory, F: Fence> Emulated<M, F> {
 
     fn copy(&self, descriptor: u64) -> Result<(), u32> {
         let mut bytes = [0; 64];
-        self.read(None, descriptor, &mut bytes).map_err(|_| NEXT_DESCRIPTOR_ADDRESS)?;
+        let descriptor = Transaction::read(self.stream_id, descriptor);
+        self.read(&descriptor, &mut bytes).map_err(|_| NEXT_DESCRIPTOR_ADDRESS)?;
         let word =
             |n: usize| bytes.as_chunks().0.get(n).map_or(0, |word| u64::from_le_bytes(*word));
         let process = word(4) as u32;
-        let pasid = (process >> 31 != 0).then_some(process & 0xf_ffff);
-        let mut data = vec![0; word(0) as u32 as usize];
-        self.read(pasid, word(1), &mut data).map_err(|_| READ_DATA)?;
-        let to = Transaction { substream_id: pasid, ..Transaction::write(self.stream_id, word(2)) };
+        let substream_id = (process & PROCESS_VALID != 0).then_some(process & 0xf_ffff);
+        let privileged = substream_id.is_some() && process & PROCESS_PRIVILEGED != 0;
+        let on_behalf = |transaction| Transaction { substream_id, privileged, ..transaction };
+        let from = on_behalf(Transaction::read(self.stream_id, word(1)));
+        let to = on_behalf(Transaction::write(self.stream_id, word(2)));
+        let size = word(0) as u32;
+        if size > LONGEST {
+            return Err(LENGTH);
+        }
+        let mut data = vec![0; size as usize];
+        self.read(&from, &mut data).map_err(|_| READ_DATA)?;
         self.requester.lock().begin().write(&to, &data).map_err(|_| WRITE_DATA)
     }
 
-    fn read(&self, pasid: Option<u32>, address: u64, data: &mut [u8]) -> Result<(), Refused> {
-        let from =
-            Transaction { substream_id: pasid, ..Transaction::read(self.stream_id, address) };
-        self.requester.lock().begin().read(&from, data)
+    fn read(&self, from: &Transaction, data: &mut [u8]) -> Result<(), Refused> {
+        self.requester.lock().begin().read(from, data)
     }
 }

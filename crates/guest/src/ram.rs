@@ -20,6 +20,8 @@ pub struct Region {
     start: u64,
     len: u64,
     fd: OwnedFd,
+    /// Where it begins in the file.
+    offset: u64,
     words: NonNull<AtomicU64>,
 }
 
@@ -36,14 +38,29 @@ impl Region {
         rustix::fs::ftruncate(&fd, len)?;
         // It can be read and written without a signal, by whoever has it.
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)?;
+        Self::map(start, len, fd, 0)
+    }
+
+    /// A part of the same memory at guest-physical addresses from `start` on: what a guest gives to a guest of its own.
+    /// `range`, in this region, consists of pages.
+    pub fn part(&self, range: Range<u64>, start: u64) -> io::Result<Arc<Self>> {
+        let own = self.range();
+        if range.start < own.start || range.end > own.end || range.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let offset = self.offset + (range.start - own.start);
+        Self::map(start, range.end - range.start, self.fd.try_clone()?, offset)
+    }
+
+    fn map(start: u64, len: u64, fd: OwnedFd, offset: u64) -> io::Result<Arc<Self>> {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let size = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), size, prot, MapFlags::SHARED, &fd, 0)
+            rustix::mm::mmap(std::ptr::null_mut(), size, prot, MapFlags::SHARED, &fd, offset)
         }?;
         let words = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Arc::new(Self { start, len, fd, words }))
+        Ok(Arc::new(Self { start, len, fd, offset, words }))
     }
 
     /// Its guest-physical addresses.
@@ -51,9 +68,14 @@ impl Region {
         self.start..self.start + self.len
     }
 
-    /// The memory as a file.
+    /// The file that the memory is in.
     pub fn fd(&self) -> &OwnedFd {
         &self.fd
+    }
+
+    /// Where the memory begins in its file.
+    pub fn offset(&self) -> u64 {
+        self.offset
     }
 
     fn words(&self) -> &[AtomicU64] {
@@ -91,9 +113,13 @@ struct Heap {
 impl GuestRam {
     /// Memory from `start` on.
     pub fn new(start: u64, len: u64) -> io::Result<Arc<Self>> {
-        let first = Region::new(start, len)?;
-        let heap = Mutex::new(Heap { next: start, free: BTreeMap::new() });
-        Ok(Arc::new(Self { first, others: RwLock::default(), heap }))
+        Ok(Self::of(Region::new(start, len)?))
+    }
+
+    /// This memory, in which nothing is in use.
+    pub fn of(first: Arc<Region>) -> Arc<Self> {
+        let heap = Mutex::new(Heap { next: first.start, free: BTreeMap::new() });
+        Arc::new(Self { first, others: RwLock::default(), heap })
     }
 
     /// The first region.

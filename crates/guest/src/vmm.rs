@@ -109,7 +109,7 @@ impl Vmm {
         let range = region.range();
         Ok(self.ioas.map_file(
             region.fd().as_raw_fd(),
-            0,
+            region.offset(),
             range.end - range.start,
             range.start,
             true,

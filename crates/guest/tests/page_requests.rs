@@ -216,3 +216,44 @@ fn a_queue_that_overflows_loses_requests_and_not_the_device() {
     assert_eq!((end(&vm), mapped), (Copied::Done, 5));
     assert!(copy.has_arrived(&vm.ram));
 }
+
+#[test]
+fn who_takes_a_waiting_device_away_answers_for_the_guest() {
+    let vm = Vm::new(PRI + 6);
+    let wait = |guest: &Guest<Registers>| {
+        let stream = stream(guest);
+        let copy = Copy::new(&vm.ram, &stream);
+        stream.unmap(TO).unwrap();
+        vm.device.engine().start(CHAIN).unwrap();
+        asked(&vm, guest);
+        assert_eq!(vm.device.engine().poll().unwrap(), None);
+        (stream, copy)
+    };
+    let refused = || assert!(matches!(end(&vm), Copied::Refused(_)));
+    let guest = vm.boot();
+    // The guest itself: its STE aborts.
+    let (taken, _) = wait(&guest);
+    drop(taken);
+    refused();
+    // The VMM: it unplugs the device, or renumbers it.
+    let (taken, _) = wait(&guest);
+    vm.vsmmu.unplug(vm.device.id()).unwrap();
+    refused();
+    drop(taken);
+    vm.vmm.plug(&vm.vsmmu, &vm.device, 0x10).unwrap();
+    let (taken, _) = wait(&guest);
+    vm.vsmmu.set_stream_id(vm.device.id(), Some(0x18)).unwrap();
+    refused();
+    drop(taken);
+    vm.vsmmu.set_stream_id(vm.device.id(), Some(0x10)).unwrap();
+    // A reset of the SMMU, which the guest does not survive.
+    let (taken, copy) = wait(&guest);
+    std::mem::forget((taken, guest));
+    vm.vsmmu.reset().unwrap();
+    // GBPA has it pass now, and its addresses mean nothing.
+    refused();
+    assert!(!copy.has_arrived(&vm.ram));
+    let guest = vm.boot();
+    let stream = stream(&guest);
+    assert!(Copy::new(&vm.ram, &stream).arrives(&vm.ram, &vm.device));
+}

@@ -155,3 +155,33 @@ fn a_pasid_beyond_the_table_is_the_guest_s_event() {
     assert_eq!(event.ssid, Some(1 << BITS));
     assert!(kernel.arrives(&vm.ram, &vm.device));
 }
+
+#[test]
+fn privilege_is_part_of_the_transaction() {
+    let vm = Vm::new(PASIDS + 3);
+    let guest = vm.boot();
+    let stream = guest.stream_in(0x10, options(false), &guest.domain().unwrap()).unwrap();
+    let kernel = Copy::new(&vm.ram, &stream);
+    let process = Process::new(&vm, &guest, 6);
+    stream.stream().attach_pasid(6, &process.domain).unwrap();
+    unmap(&process.domain, TO);
+    for privileged in [false, true] {
+        let word = 1 << 31 | u64::from(privileged) << 30 | 6;
+        vm.ram.store(kernel.chain + 32, word).unwrap();
+        assert!(matches!(vm.device.engine().run(CHAIN).unwrap(), Copied::Refused(_)));
+        let events = vm.events(&guest);
+        let [event] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!((event.ssid, event.pnu), (Some(6), privileged));
+    }
+}
+
+#[test]
+fn an_engine_without_pasids_does_not_look_for_one() {
+    let vm = Vm::new(0);
+    let guest = vm.boot();
+    let stream = guest.stream(0x10).unwrap();
+    let copy = Copy::new(&vm.ram, &stream);
+    engine::set_pasid(&vm.ram, copy.chain, Some(3)).unwrap();
+    assert!(copy.arrives(&vm.ram, &vm.device));
+    assert_eq!(vm.events_now(&guest), []);
+}

@@ -194,22 +194,22 @@ impl Port {
     #[inline]
     fn untranslated(&mut self, access: Access, mut data: Data<'_>) -> Result<(), DmaError> {
         let error = DmaError { address: access.address };
-        let Some(behind) = &mut self.behind else {
-            let result = match data {
-                Data::Read(data) => self.bus.read(access.address, data).map_err(|_| error),
-                Data::Write(data) => self.write_physical(access.address, data).ok_or(error),
+        let Self { bus, doorbells, device_id, endpoint, behind } = self;
+        let outside = Outside { bus, doorbells, device_id: *device_id };
+        let Some(behind) = behind else {
+            return match data {
+                Data::Read(data) => bus.read(access.address, data).map_err(|_| error),
+                Data::Write(data) => outside.write(access.address, data).map_err(|_| error),
             };
-            return result;
         };
-        let rings = Rings { doorbells: &self.doorbells, device_id: self.device_id };
         let transaction = transaction(behind.stream_id, access, data.is_write());
         loop {
-            let resume = match issue(&mut behind.requester, &transaction, &mut data, &rings) {
+            let resume = match issue(&mut behind.requester, &transaction, &mut data, &outside) {
                 Ok(()) => return Ok(()),
                 Err(Refused::RazWi) => Resume::RazWi,
                 Err(Refused::Abort) => Resume::Abort,
                 Err(Refused::Stalled { stag }) => {
-                    let halted = || self.endpoint.is_halted();
+                    let halted = || endpoint.is_halted();
                     behind.endpoints.stalls.wait(behind.stream_id, stag, halted)
                 }
             };
@@ -232,12 +232,13 @@ impl Port {
         let error = DmaError { address: access.address };
         let mut done = 0;
         while done < data.len() {
-            let Some(behind) = &mut self.behind else { return Err(error) };
+            let Self { bus, doorbells, device_id, endpoint, behind } = self;
+            let Some(behind) = behind else { return Err(error) };
             let at = Access { address: access.address.wrapping_add(done as u64), ..access };
             let mut rest = data.part(done..data.len());
             let model = behind.requester.smmu().clone();
             let (address, len, age) =
-                match self.endpoint.reach(&model, at, rest.is_write(), rest.len())? {
+                match endpoint.reach(&model, at, rest.is_write(), rest.len())? {
                     Reach::Untranslated => return self.untranslated(at, rest),
                     Reach::Translated { address, len, age } => (address, len, age),
                 };
@@ -246,23 +247,13 @@ impl Port {
                 translated: true,
                 ..transaction(behind.stream_id, Access::at(address), rest.is_write())
             };
-            let rings = Rings { doorbells: &self.doorbells, device_id: self.device_id };
-            let result = issue(&mut behind.requester, &to, &mut rest.part(0..len), &rings);
-            self.endpoint.finish(&model, age);
+            let outside = Outside { bus, doorbells, device_id: *device_id };
+            let result = issue(&mut behind.requester, &to, &mut rest.part(0..len), &outside);
+            endpoint.finish(&model, age);
             result.map_err(|_| error)?;
             done += len;
         }
         Ok(())
-    }
-
-    fn write_physical(&self, address: u64, data: &[u8]) -> Option<()> {
-        match <[u8; 4]>::try_from(data) {
-            Ok(message) if MMIO.contains(&address) => {
-                Rings { doorbells: &self.doorbells, device_id: self.device_id }
-                    .ring(address, message)
-            }
-            _ => self.bus.write(address, data).ok(),
-        }
     }
 }
 
@@ -272,30 +263,43 @@ fn issue(
     requester: &mut Requester<Arc<Bus>, AnyFence>,
     transaction: &Transaction,
     data: &mut Data<'_>,
-    rings: &Rings<'_>,
+    outside: &Outside<'_>,
 ) -> Result<(), Refused> {
     let mut transfer = requester.begin();
-    let data = match data {
-        Data::Read(data) => return transfer.read(transaction, data),
-        Data::Write(data) => data,
-    };
-    // Messages are of this size, and little else is.
-    if let Ok(message) = <[u8; 4]>::try_from(*data) {
-        let to = transfer.translate(transaction)?;
-        if MMIO.contains(&to.address) {
-            return rings.ring(to.address, message).ok_or(Refused::Abort);
-        }
+    let left = 0x1000 - (transaction.address & 0xfff) as usize;
+    if (1..=left).contains(&data.len()) {
+        // Most are in one page, and all messages are.
+        let to = transfer.translate(transaction)?.address;
+        return match data {
+            Data::Read(data) => Ok(outside.bus.read(to, data)?),
+            Data::Write(data) => outside.write(to, data),
+        };
     }
-    transfer.write(transaction, data)
+    match data {
+        Data::Read(data) => transfer.read(transaction, data),
+        Data::Write(data) => transfer.write(transaction, data),
+    }
 }
 
-/// A device at the doorbells.
-struct Rings<'a> {
+/// A device at what is behind the IOMMU.
+struct Outside<'a> {
+    bus: &'a Bus,
     doorbells: &'a Itses,
     device_id: u32,
 }
 
-impl Rings<'_> {
+impl Outside<'_> {
+    /// Writes to memory, or rings a doorbell.
+    #[inline]
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), Refused> {
+        match <[u8; 4]>::try_from(data) {
+            Ok(message) if MMIO.contains(&address) => {
+                self.ring(address, message).ok_or(Refused::Abort)
+            }
+            _ => Ok(self.bus.write(address, data)?),
+        }
+    }
+
     fn ring(&self, address: u64, message: [u8; 4]) -> Option<()> {
         let its = self.doorbells.at(address).filter(|its| its.translater() == address)?;
         its.message(self.device_id, u32::from_le_bytes(message));

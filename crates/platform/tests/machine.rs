@@ -1,114 +1,19 @@
 //! Devices of a machine under iommufd: what reaches memory, what reaches a doorbell.
 
-use std::cell::RefCell;
+mod common;
+
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use host::{Errno, File, Mm};
-use host_fake::{BASE, FakeHost, FakeTask};
-use iommu::{Device, Doorbells, Group, Target};
-use iommufd::{Context, Iommufd};
-use platform::{Access, DeviceOptions, ItsDevice, Place, Platform, Port, Sink, Smmu};
-use uapi::iommufd as u;
-use uapi::{Plain, nr};
+use common::{Machine, NEST_PARENT};
+use host::{Errno, Mm};
+use host_fake::BASE;
+use iommu::{Doorbells, Target};
+use platform::{Access, ItsDevice, Platform, Port, Sink};
 
-const PAGES: u64 = 64;
-const ARG: u64 = BASE + (PAGES - 1) * 4096;
-const NEST_PARENT: u32 = u::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT;
 /// The window for doorbells that the driver reserves.
 const WINDOW: RangeInclusive<u64> = 0x800_0000..=0x80f_ffff;
-
-struct Machine {
-    host: Arc<FakeHost>,
-    task: FakeTask,
-    platform: Platform,
-    smmu: Arc<Smmu>,
-    context: Arc<Context>,
-    bound: RefCell<Vec<u32>>,
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // What VFIO does when its files are closed.
-        for id in self.bound.get_mut().drain(..) {
-            let _ = self.context.unbind(id);
-        }
-    }
-}
-
-impl Machine {
-    fn new() -> Self {
-        let host = FakeHost::new(PAGES as usize);
-        let spawn = |_: &str, run: Box<dyn FnOnce() + Send>| {
-            std::thread::spawn(run);
-            Ok(())
-        };
-        let platform = Platform::new(host.clone(), Arc::new(spawn)).unwrap();
-        let options =
-            smmuv3::Options { sid_bits: 16, oas: 48, ds: false, ..smmuv3::Options::linux_host() };
-        let smmu = platform.add_smmu("smmu0", options).unwrap();
-        let node = Iommufd::new(host.clone(), 200, None).doorbells(platform.doorbells());
-        let context = node.context();
-        Self {
-            task: FakeTask::new(&host),
-            host,
-            platform,
-            smmu,
-            context,
-            bound: RefCell::default(),
-        }
-    }
-
-    fn device(&self, stream_id: u32) -> (Arc<Device>, Port) {
-        let group = Group::new();
-        let options = DeviceOptions::default();
-        let place = Place::Smmu { smmu: &self.smmu, stream_id, options, group: &group };
-        self.platform.add_device("device", &place).unwrap()
-    }
-
-    fn bind(&self, device: Arc<Device>) -> u32 {
-        let id = self.context.bind(device).unwrap();
-        self.bound.borrow_mut().push(id);
-        id
-    }
-
-    fn call<T: Plain>(&self, cmd: u32, arg: &mut T) -> Result<i32, Errno> {
-        self.host.copy_to_user(ARG, arg.as_bytes()).unwrap();
-        let result = self.context.ioctl(&self.task, cmd, ARG);
-        self.host.copy_from_user(ARG, arg.as_bytes_mut()).unwrap();
-        self.context.check_invariants().unwrap();
-        result
-    }
-
-    fn ioas(&self) -> u32 {
-        let mut cmd = u::iommu_ioas_alloc { size: 12, flags: 0, out_ioas_id: 0 };
-        self.call(nr::IOMMU_IOAS_ALLOC, &mut cmd).unwrap();
-        cmd.out_ioas_id
-    }
-
-    fn map(&self, ioas_id: u32, va: u64, iova: u64) -> Result<i32, Errno> {
-        let flags = u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE
-            | u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE
-            | u::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
-        let mut cmd = u::iommu_ioas_map {
-            size: 40,
-            flags,
-            ioas_id,
-            __reserved: 0,
-            user_va: va,
-            length: 4096,
-            iova,
-        };
-        self.call(nr::IOMMU_IOAS_MAP, &mut cmd)
-    }
-
-    fn hwpt(&self, device: u32, ioas: u32, flags: u32) -> Result<u32, Errno> {
-        let mut cmd = u::iommu_hwpt_alloc { dev_id: device, pt_id: ioas, flags, ..Plain::zeroed() };
-        cmd.size = size_of_val(&cmd) as u32;
-        self.call(nr::IOMMU_HWPT_ALLOC, &mut cmd).map(|_| cmd.out_hwpt_id)
-    }
-}
 
 /// A device's table at the first controller, and the last event that arrived there.
 fn table(platform: &Platform, port: &Port) -> (ItsDevice, Arc<AtomicU32>) {
