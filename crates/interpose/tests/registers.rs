@@ -35,6 +35,10 @@ const FLAGS: u64 = 0x8c5;
 
 type Run = unsafe fn(&mut State);
 
+/// Memory that is aligned for those instructions that ask for it.
+#[repr(align(64))]
+struct Aligned([u8; 192]);
+
 /// Functions that execute one instruction each, with `RDI` and `RSI` pointing to memory.
 macro_rules! instructions {
     ($($text:literal)*) => {
@@ -124,9 +128,6 @@ proptest! {
         let device = open();
         let registers = map(&device, 0, 0x2000);
         let content: [u8; 192] = content.concat().try_into().unwrap();
-        // Aligned, for those instructions that ask for it, and room for the vector behind a buffer.
-        #[repr(align(64))]
-        struct Aligned([u8; 192]);
         for (text, run) in INSTRUCTIONS {
             let mut memory = Aligned(content);
             // SAFETY: inside of the registers, and of the array.
@@ -227,7 +228,7 @@ fn the_program_keeps_its_handler() {
         assert_eq!(FAULTS.load(Ordering::SeqCst), 1);
         registers.write_volatile(7);
         assert_eq!(registers.read_volatile(), 7);
-        assert_eq!(registers.add((ACCESSES - 0x1000) as usize).cast::<u64>().read_volatile(), 2);
+        assert_eq!(registers.add((ACCESSES - 0x1000) as usize).read_volatile(), 2);
         assert_eq!(FAULTS.load(Ordering::SeqCst), 1, "registers are none of its business");
         libc::sigaction(libc::SIGSEGV, &raw const before, std::ptr::null_mut());
         libc::munmap(registers.cast(), 0x1000);
