@@ -21,7 +21,7 @@ use vfio::{Access, Bus, Device, Identity};
 use crate::worker::{Work, Worker};
 
 /// The log2 of the longest copy of one descriptor, in bytes.
-const XFERCAP: u8 = 20;
+const XFERCAP: u8 = 16;
 const BAR_SIZE: u64 = 16 << 10;
 
 /// Registers of the device.

@@ -184,12 +184,12 @@ fn file_call(
             };
             drop(client);
             let backing = local.file.mmap(task, request)?;
-            // Registers are this process's to carry out accesses to.
-            let MappedMemory::File { fd, offset } = backing.memory else {
-                return Err(Errno::NODEV);
-            };
-            send(call, &Message::new(Tag::Done, &[offset]), &[fd.as_fd()])?;
-            drop(fd);
+            match backing.memory {
+                MappedMemory::File { fd, offset } => {
+                    send(call, &Message::new(Tag::Done, &[offset]), &[fd.as_fd()])?;
+                }
+                MappedMemory::Registers => send(call, &Message::new(Tag::Done, &[0]), &[])?,
+            }
             // The user keeps its end of the call until the last munmap.
             while receive(call).is_some() {}
             drop(backing.guard);

@@ -24,6 +24,7 @@
 //! ats = true                 # optional: it has an address translation cache (PCIe ATS)
 //! pri = true                 # optional: it asks for pages that are not there (PCIe PRI, which takes ATS)
 //! address = "0001:00:01.0"   # optional: of PCI; by default the next in segment 1
+//! mmap = true                # optional: programs may map its registers (x86-64; not for KVM guests)
 //! ```
 //!
 //! ```
@@ -141,6 +142,10 @@ pub struct Device {
     /// [`Machine::addresses`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// Programs may map its registers, and each access is carried out at the price of a signal. Not for those that hand
+    /// the mapping on to KVM, which has no way to do that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mmap: bool,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -398,6 +403,7 @@ impl Machine {
             ats: false,
             pri: false,
             address: None,
+            mmap: false,
         });
         machine
     }
@@ -508,6 +514,7 @@ mod tests {
             ats: false,
             pri: false,
             address: None,
+            mmap: false,
         }
     }
 

@@ -69,6 +69,9 @@ impl Hardware {
                 }
             };
             let function = Function::new(core, port, platform.its(), address, &group, make)?;
+            if device.mmap {
+                function.allow_mmap();
+            }
             let iommu = match &device.iommu {
                 Behind::Iommu(name) => Some(name.clone()),
                 Behind::None => None,

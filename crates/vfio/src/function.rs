@@ -23,6 +23,7 @@ pub struct Function {
     bars: [u64; 6],
     address: PciAddress,
     group: Arc<Group>,
+    mappable: AtomicBool,
     /// Bound by its own file.
     pub(crate) bound: AtomicBool,
 }
@@ -54,12 +55,31 @@ impl Function {
         }
         let config = Config::new(&emulated.identity(), bars, counts, port.capabilities());
         let config = Mutex::new(config);
-        let (bound, in_group) = (AtomicBool::new(false), group.clone());
-        let function =
-            Self { device, emulated, shared, port, config, bars, address, group: in_group, bound };
-        let function = Arc::new(function);
+        let function = Arc::new(Self {
+            device,
+            emulated,
+            shared,
+            port,
+            config,
+            bars,
+            address,
+            group: group.clone(),
+            mappable: AtomicBool::new(false),
+            bound: AtomicBool::new(false),
+        });
         group.add(&function);
         Ok(function)
+    }
+
+    /// Lets programs map its registers: each access is carried out, at the price of a signal.
+    pub fn allow_mmap(&self) {
+        self.mappable.store(true, Ordering::Release);
+    }
+
+    /// Whether programs may map a region. The MSI-X table stays the host's.
+    pub(crate) fn is_mappable(&self, index: u32) -> bool {
+        let bar = self.bars.get(index as usize).is_some_and(|size| *size > 0);
+        bar && !self.is_table(index) && self.mappable.load(Ordering::Acquire)
     }
 
     /// Its address.

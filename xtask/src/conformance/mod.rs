@@ -60,10 +60,12 @@ const SUITES: &[Suite] = &[
             "vfio_iommufd_setup_test",
             "vfio_pci_device_test",
             "vfio_dma_mapping_test",
+            "vfio_dma_mapping_mmio_test",
             "vfio_pci_device_init_perf_test",
+            "vfio_pci_driver_test",
         ],
-        machine: &["--grant", "ipc-lock"],
-        // The DMA engine of the default machine.
+        machine: &["--machine", concat!(env!("CARGO_MANIFEST_DIR"), "/src/conformance/vfio.toml")],
+        // The DMA engine of that machine.
         environment: &[("VFIO_SELFTESTS_BDF", "0001:00:01.0")],
     },
 ];
