@@ -53,8 +53,10 @@ mod channel {
     pub(super) const END: u64 = 0x80;
 }
 
-/// `CHANCTRL`: lets the channel interrupt once more.
+/// `CHANCTRL`: lets the channel interrupt once more; has errors write the completion, and interrupt.
 const INT_REARM: u16 = 1;
+const ERR_COMPLETION_EN: u16 = 1 << 2;
+const ERR_INT_EN: u16 = 1 << 4;
 
 /// `CHANCMD`.
 const CMD_SUSPEND: u8 = 1 << 2;
@@ -384,8 +386,8 @@ impl Work for Engine {
             Err(error) => {
                 state.error |= error;
                 state.status = HALTED;
-                // Whoever waits for this one hears of the error.
-                (CTL_INT_EN, true)
+                let interrupt = if state.control & ERR_INT_EN != 0 { CTL_INT_EN } else { 0 };
+                (interrupt, state.control & ERR_COMPLETION_EN != 0)
             }
         };
         if state.status == ACTIVE && state.done == state.count {

@@ -56,6 +56,7 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "vfio",
+        // Not vfio_pci_sriov_uapi_test: no device has virtual functions.
         programs: &[
             "vfio_iommufd_setup_test",
             "vfio_pci_device_test",
