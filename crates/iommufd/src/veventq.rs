@@ -54,10 +54,12 @@ impl EventQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, data: &[u8]) {
+    /// Queues an event; whether there was room for it.
+    pub(crate) fn push(&self, data: &[u8]) -> bool {
         let mut queue = self.lock();
         let sequence = queue.sequence();
-        if queue.events.len() + queue.reading == self.depth {
+        let room = queue.events.len() + queue.reading < self.depth;
+        if !room {
             queue.lost = Some(sequence);
         } else {
             // What was lost before this event is evident from its number.
@@ -68,6 +70,7 @@ impl EventQueue {
         if let Some(notify) = self.notify.get() {
             notify();
         }
+        room
     }
 }
 
