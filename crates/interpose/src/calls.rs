@@ -8,6 +8,7 @@ use host::{Errno, FileMode, MmapBacking, MmapRequest};
 
 use crate::client;
 use crate::handle::LocalFile;
+use crate::observe;
 use crate::process::{Behind, current};
 use crate::task::LocalTask;
 use crate::wire::Tag;
@@ -49,7 +50,10 @@ impl Identity {
 
 pub(crate) fn ioctl(fd: RawFd, cmd: u32, arg: u64) -> Result<c_int, Errno> {
     let result = match server(fd)? {
-        Server::Here(file, task) => file.file.ioctl(&task, cmd, arg),
+        Server::Here(file, task) => {
+            let caller = || (current().pid(), crate::open::tid());
+            observe::ioctl(&file, caller, &task, cmd, arg)
+        }
         Server::Elsewhere => client::ioctl(fd, cmd, arg),
     };
     tracing::trace!(fd, cmd = format_args!("{cmd:#x}"), ?result, "ioctl");

@@ -27,6 +27,7 @@ mod handle;
 mod hooks;
 mod mappings;
 mod next;
+mod observe;
 mod open;
 mod paths;
 mod process;
@@ -41,6 +42,7 @@ use std::sync::Arc;
 
 use host_linux::Host;
 
+pub use observe::{Ended, Ioctl, Observer, before_end, observe};
 pub use paths::{Captures, Generate, Node, Patch, PathTable, Prefixes};
 
 /// Starts a thread of whoever is behind the paths: it takes none of the program's signals.

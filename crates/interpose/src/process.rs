@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::io::FdFlags;
 
 use crate::handle::{Id, LocalFile, ServerEnd, pair};
+use crate::observe::Observer;
 use crate::paths::{PathTable, Prefixes};
 use crate::table::{Handle, Slab, slot_of};
 use crate::{fork, next, server};
@@ -43,6 +44,8 @@ pub(crate) struct Process {
     pub(crate) owner: Option<PrivateFd>,
     pub(crate) owner_paths: Option<&'static PathTable>,
     owner_gone: AtomicBool,
+    pub(crate) observer: OnceLock<Box<dyn Observer>>,
+    pub(crate) at_end: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// Who serves an emulated descriptor.
@@ -149,6 +152,8 @@ impl Process {
             owner: None,
             owner_paths: None,
             owner_gone: AtomicBool::new(false),
+            observer: OnceLock::new(),
+            at_end: OnceLock::new(),
         }
     }
 

@@ -13,6 +13,7 @@ use rustix::net::{RecvFlags, sockopt::socket_peercred};
 
 use crate::calls::Identity;
 use crate::handle::{Id, LocalFile, ServerEnd};
+use crate::observe;
 use crate::open::{self, Look, Opened};
 use crate::process::{Inside, Process};
 use crate::remote_task::RemoteTask;
@@ -156,7 +157,8 @@ fn file_call(
         Tag::Ioctl => {
             // Its own reference would keep the file open beyond its last close.
             drop(client);
-            Ok(Some(done(local.file.ioctl(task, a as u32, b)? as u64)))
+            let result = observe::ioctl(local, || task.caller(), task, a as u32, b)?;
+            Ok(Some(done(result as u64)))
         }
         Tag::Read => {
             let result = local.file.read(task, a, b as usize, pos);

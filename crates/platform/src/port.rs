@@ -9,6 +9,7 @@ use smmuv3::{Devices, Memory, Refused, Requester, Resume, Transaction};
 
 use crate::bus::{Bus, MMIO};
 use crate::its::{FRAME_LOG2, Its};
+use crate::observe::Watch;
 use crate::smmu::{AnyFence, Model};
 
 /// What a device asks for.
@@ -52,6 +53,7 @@ pub struct Port {
     /// The device is being reset: nothing waits.
     halted: Arc<AtomicBool>,
     way: Way,
+    watch: Option<Watch>,
 }
 
 enum Way {
@@ -82,6 +84,7 @@ impl Port {
         doorbells: &Arc<Itses>,
         device_id: u32,
         behind: Option<(&Arc<Model>, u32, &Arc<Stalls>)>,
+        watch: Option<Watch>,
     ) -> Self {
         let way = match behind {
             Some((model, stream_id, stalls)) => Way::Translated {
@@ -92,7 +95,7 @@ impl Port {
             None => Way::Direct,
         };
         let halted = Arc::default();
-        Self { bus: bus.clone(), doorbells: doorbells.clone(), device_id, halted, way }
+        Self { bus: bus.clone(), doorbells: doorbells.clone(), device_id, halted, way, watch }
     }
 
     /// A port of the same device for another thread.
@@ -107,7 +110,8 @@ impl Port {
             Way::Direct => Way::Direct,
         };
         let (bus, doorbells) = (self.bus.clone(), self.doorbells.clone());
-        Self { bus, doorbells, device_id: self.device_id, halted: self.halted.clone(), way }
+        let (halted, watch) = (self.halted.clone(), self.watch.clone());
+        Self { bus, doorbells, device_id: self.device_id, halted, way, watch }
     }
 
     /// Ends what the device's accesses wait for, and has none of them wait, until it is taken back. For all ports of
@@ -128,6 +132,13 @@ impl Port {
     ///
     /// An access that the SMMU stalls waits here for the answer, so a device does its DMA on a thread of its own.
     pub fn read(&self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
+        match &self.watch {
+            None => self.do_read(access, data),
+            Some(watch) => watch.dma(access, false, data.len(), || self.do_read(access, data)),
+        }
+    }
+
+    fn do_read(&self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
         let error = DmaError { address: access.address };
         let Way::Translated { stream_id, requester, stalls } = &self.way else {
             return self.bus.read(access.address, data).map_err(|_| error);
@@ -154,6 +165,13 @@ impl Port {
 
     /// Writes memory; 4 aligned bytes may reach a doorbell. Waits as [`Port::read`] does.
     pub fn write(&self, access: Access, data: &[u8]) -> Result<(), DmaError> {
+        match &self.watch {
+            None => self.do_write(access, data),
+            Some(watch) => watch.dma(access, true, data.len(), || self.do_write(access, data)),
+        }
+    }
+
+    fn do_write(&self, access: Access, data: &[u8]) -> Result<(), DmaError> {
         let error = DmaError { address: access.address };
         let Way::Translated { stream_id, requester, stalls } = &self.way else {
             return self.write_physical(access.address, data).map_err(|()| error);
@@ -176,7 +194,11 @@ impl Port {
 
     /// Sends a message: `data` to the doorbell at `address`.
     pub fn message(&self, address: u64, data: u32) -> Result<(), DmaError> {
-        self.write(Access::at(address), &data.to_le_bytes())
+        let send = || self.do_write(Access::at(address), &data.to_le_bytes());
+        match &self.watch {
+            None => send(),
+            Some(watch) => watch.message(address, data, send),
+        }
     }
 
     fn write_translated(
