@@ -17,8 +17,8 @@ mod observe;
 mod port;
 mod smmu;
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use host::PhysMemory;
 use iommu::{Device, Doorbells, Group, NoIommu};
@@ -29,8 +29,8 @@ use crate::observe::Watch;
 pub use arm_smmu_v3::DeviceOptions;
 pub use bus::Bus;
 pub use irq::Spawn;
-pub use observe::{Dma, Message, Observer};
 pub use its::{Its, ItsDevice, ItsError, Sink};
+pub use observe::{Dma, Message, Observer};
 pub use port::{Access, DmaError, Port};
 pub use smmu::{AnyFence, Model, Smmu};
 

@@ -8,6 +8,7 @@
 //! fault-injection = true     # optional: /proc/self/task/TID/fail-nth works
 //! explain-faults = true      # optional: the walk of each DMA that faults is printed
 //! check-stale = "reuse"      # optional: translations that software forgot to invalidate are reported
+//! trace = "/tmp/trace.json"  # optional: what happens is written there, for https://ui.perfetto.dev
 //!
 //! [[iommu]]                  # one or more
 //! name = "smmu0"
@@ -61,6 +62,9 @@ pub struct Machine {
     /// Translations that software forgot to invalidate are reported, by this rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check_stale: Option<StaleRule>,
+    /// What happens is written to this file, for <https://ui.perfetto.dev>; from the working directory if relative.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<PathBuf>,
     /// Its IOMMUs: one mock, or any number of others.
     #[serde(rename = "iommu")]
     pub iommus: Vec<Iommu>,
@@ -303,6 +307,7 @@ impl Machine {
             fault_injection: false,
             explain_faults: false,
             check_stale: None,
+            trace: None,
             iommus: vec![Iommu { name, model, options }],
             devices: Vec::new(),
         }

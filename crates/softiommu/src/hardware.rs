@@ -12,6 +12,7 @@ use platform::{DeviceOptions, Place, Platform, Smmu, Spawn};
 use softiommu_machine::{Behind, Device, DeviceModel, Machine};
 use vfio::{Cdev, Function};
 
+use crate::timeline::Timeline;
 use crate::{MINOR, Report, capability};
 
 /// The major device number of `/dev/vfio/devices/*`: the kernel hands out one that is free.
@@ -39,13 +40,22 @@ impl Hardware {
         machine: &Machine,
         host: &Arc<Host>,
         report: &Report,
+        timeline: Option<&Arc<Timeline>>,
     ) -> Result<Self, Error> {
         let spawn: Spawn = Arc::new(interpose::spawn);
         let platform = Platform::new(host.phys().clone(), spawn.clone())?;
+        if let Some(timeline) = timeline {
+            platform.observe(timeline.clone());
+        }
         let mut smmus = BTreeMap::new();
+        let mut traced = BTreeMap::new();
         for iommu in &machine.iommus {
             if let Some(options) = iommu.model.smmuv3(&iommu.options) {
-                smmus.insert(iommu.name.clone(), platform.add_smmu(&iommu.name, options)?);
+                let smmu = platform.add_smmu(&iommu.name, options)?;
+                if let Some(timeline) = timeline {
+                    traced.insert(iommu.name.clone(), timeline.watch(&iommu.name, smmu.model()));
+                }
+                smmus.insert(iommu.name.clone(), smmu);
             }
         }
         let mut streams = Streams::of(machine);
@@ -53,6 +63,11 @@ impl Hardware {
         let mut functions = Vec::new();
         for device in &machine.devices {
             let place = place(device, &smmus, &mut streams, &mut groups);
+            if let (Some(timeline), Place::Smmu { smmu, stream_id, .. }) = (timeline, &place)
+                && let Some(traced) = traced.get(smmu.name())
+            {
+                timeline.add_stream(traced, *stream_id, &device.name);
+            }
             let (core, port) = platform.add_device(&device.name, &place)?;
             let Some(model) = device.model else { continue };
             let function = Function::new(core, port, platform.its(), |bus| match model {
@@ -67,6 +82,9 @@ impl Hardware {
         let iommufd = Iommufd::new(host.phys().clone(), MINOR, None)
             .grant(&granted)
             .doorbells(platform.doorbells());
+        if let Some(timeline) = timeline {
+            iommufd.observe(timeline.clone());
+        }
         Ok(Self { platform, iommufd: Arc::new(iommufd), functions })
     }
 

@@ -129,7 +129,9 @@ fn endless_names_are_cut() {
         trace.instant(&track, &endless, &endless, &Args::new().text("text", &endless));
         trace.instant(&track, "x", "list", &Args::new().list("list", list.take(2000)));
     });
-    assert!(events.iter().any(|event| event["args"]["text"].as_str().is_some_and(|t| t.ends_with('…'))));
+    assert!(
+        events.iter().any(|event| event["args"]["text"].as_str().is_some_and(|t| t.ends_with('…')))
+    );
     // More than the buffer holds: dropped, and counted.
     assert_eq!((summary.events, summary.dropped), (1, 1));
 }

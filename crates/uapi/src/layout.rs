@@ -30,19 +30,20 @@ impl Struct {
 }
 
 impl Struct {
-    /// The fields that are integers, with the values that they have in these bytes of a struct; without those that are
-    /// reserved or not there.
-    pub fn values(&self, bytes: &[u8]) -> impl Iterator<Item = (&'static str, u64)> {
+    /// The fields that are integers, with their sizes and with the values that they have in these bytes of a struct;
+    /// without those that are reserved or not there.
+    pub fn values(&self, bytes: &[u8]) -> impl Iterator<Item = (&'static str, usize, u64)> {
         let ends = self.fields.iter().skip(1).map(|(_, offset)| *offset).chain([self.size]);
         let whole = self.fields.iter().zip(ends).filter_map(move |((name, offset), end)| {
-            let field = bytes.get(*offset..end).filter(|field| matches!(field.len(), 1 | 2 | 4 | 8))?;
+            let field =
+                bytes.get(*offset..end).filter(|field| matches!(field.len(), 1 | 2 | 4 | 8))?;
             let mut value = [0; 8];
             value[..field.len()].copy_from_slice(field);
-            Some((*name, u64::from_le_bytes(value)))
+            Some((*name, field.len(), u64::from_le_bytes(value)))
         });
-        whole.filter(|(name, _)| !name.starts_with("__")).map(|(name, value)| match name {
-            "type_" => ("type", value),
-            name => (name, value),
+        whole.filter(|(name, ..)| !name.starts_with("__")).map(|(name, size, value)| match name {
+            "type_" => ("type", size, value),
+            name => (name, size, value),
         })
     }
 }
@@ -72,11 +73,7 @@ const HEADS: &[Struct] = &[
         size: 20,
         fields: &[("argsz", 0), ("flags", 4), ("index", 8), ("start", 12), ("count", 16)],
     },
-    Struct {
-        name: "vfio_device_feature_header",
-        size: 8,
-        fields: &[("argsz", 0), ("flags", 4)],
-    },
+    Struct { name: "vfio_device_feature_header", size: 8, fields: &[("argsz", 0), ("flags", 4)] },
 ];
 
 /// Every struct that user space exchanges with us.
@@ -105,7 +102,10 @@ mod tests {
         let bytes: Vec<u8> = (0..24).collect();
         let iova = u64::from_le_bytes([8, 9, 10, 11, 12, 13, 14, 15]);
         let values: Vec<_> = map.values(&bytes[..16]).collect();
-        assert_eq!(values, [("size", 0x0302_0100), ("ioas_id", 0x0706_0504), ("iova", iova)]);
+        assert_eq!(
+            values,
+            [("size", 4, 0x0302_0100), ("ioas_id", 4, 0x0706_0504), ("iova", 8, iova)]
+        );
         assert!(map.values(&[]).next().is_none());
     }
 
