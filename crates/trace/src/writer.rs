@@ -141,8 +141,9 @@ impl Trace {
         self.emit(track, None, &tail(category, name, args));
     }
 
-    /// A forked copy of the process has a copy of this, and no writer.
-    fn is_ours(&self) -> bool {
+    /// Whether this is the process that the trace was made in: a forked copy of it has a copy of the trace and no
+    /// writer, and nothing that it tells is recorded.
+    pub fn is_ours(&self) -> bool {
         self.process == std::process::id()
     }
 

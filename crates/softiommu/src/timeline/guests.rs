@@ -49,11 +49,6 @@ fn command(entry: &[u8]) -> String {
 impl Observer for Timeline {
     fn invalidated(&self, invalidation: &Invalidation<'_>) {
         let Invalidation { context, target, data_type, entry_num, done, .. } = *invalidation;
-        let track = if invalidation.is_viommu {
-            self.viommu(context, target)
-        } else {
-            self.nested(context, target)
-        };
         let mut args = Args::new()
             .int("entry_num", entry_num.into())
             .int("out_entry_num", done.into())
@@ -65,7 +60,14 @@ impl Observer for Timeline {
         if let Err(errno) = invalidation.result {
             args = calls::refused(args, errno);
         }
-        self.trace.slice(&track, "viommu", "HWPT_INVALIDATE", invalidation.started, &args);
+        self.tell(|trace| {
+            let track = if invalidation.is_viommu {
+                self.viommu(context, target)
+            } else {
+                self.nested(context, target)
+            };
+            trace.slice(&track, "viommu", "HWPT_INVALIDATE", invalidation.started, &args);
+        });
     }
 
     fn attached(&self, attachment: &Attachment<'_>) {
@@ -77,15 +79,19 @@ impl Observer for Timeline {
         let name = if hwpt.is_some() { "attached" } else { "detached" };
         args = hwpt.into_iter().fold(args, |args, hwpt| args.int("hwpt_id", hwpt.into()));
         args = viommu.into_iter().fold(args, |args, viommu| args.int("viommu_id", viommu.into()));
-        self.trace.instant(&self.device(device), "device", name, &args);
-        if let Some(viommu) = viommu {
-            self.trace.instant(&self.viommu(context, viommu), "viommu", name, &args);
-        }
+        self.tell(|trace| {
+            trace.instant(&self.device(device), "device", name, &args);
+            if let Some(viommu) = viommu {
+                trace.instant(&self.viommu(context, viommu), "viommu", name, &args);
+            }
+        });
     }
 
     fn vdevice(&self, context: u64, viommu: Id, device: &str, virt_id: u64) {
         let args = Args::new().text("device", device).hex("virt_id", virt_id);
-        self.trace.instant(&self.viommu(context, viommu), "viommu", "vDEVICE", &args);
+        self.tell(|trace| {
+            trace.instant(&self.viommu(context, viommu), "viommu", "vDEVICE", &args);
+        });
     }
 
     fn vevent(&self, context: u64, viommu: Id, event_type: u32, data: &[u8], lost: bool) {
@@ -98,6 +104,6 @@ impl Observer for Timeline {
         if lost {
             args = args.text("lost", "its queue is full");
         }
-        self.trace.instant(&self.viommu(context, viommu), "viommu", name, &args);
+        self.tell(|trace| trace.instant(&self.viommu(context, viommu), "viommu", name, &args));
     }
 }

@@ -21,13 +21,15 @@ impl Observer for Timeline {
         }
         let args = outcome(args, dma.result.is_ok());
         let name = if dma.write { "DMA write" } else { "DMA read" };
-        self.trace.slice(&self.device(device), "dma", name, dma.started, &args);
+        self.tell(|trace| trace.slice(&self.device(device), "dma", name, dma.started, &args));
     }
 
     fn message(&self, device: &str, message: &Message) {
         let args = Args::new().hex("address", message.address).hex("data", message.data.into());
         let args = outcome(args, message.result.is_ok());
-        self.trace.slice(&self.device(device), "dma", "MSI", message.started, &args);
+        self.tell(|trace| {
+            trace.slice(&self.device(device), "dma", "MSI", message.started, &args);
+        });
     }
 }
 
@@ -50,7 +52,9 @@ impl Timeline {
             waits_since: Mutex::new(None),
         };
         // It is new: nobody observes it yet.
-        let _ = smmu.observe(move |observation: Observation<'_>| watched.tell(observation));
+        let _ = smmu.observe(move |observation: Observation<'_>| {
+            watched.timeline.tell(|_| watched.tell(observation));
+        });
         streams
     }
 

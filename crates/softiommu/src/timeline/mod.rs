@@ -11,6 +11,7 @@ mod calls;
 mod guests;
 mod hardware;
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io::{self, Write};
@@ -33,12 +34,16 @@ const TRACKS: usize = 4096;
 /// Tracks by what they are of.
 struct Tracks<K>(Mutex<HashMap<K, Arc<Track>>>);
 
-impl<K: Eq + Hash + Clone> Tracks<K> {
+impl<K: Eq + Hash> Tracks<K> {
     fn new() -> Self {
         Self(Mutex::default())
     }
 
-    fn get(&self, key: &K, make: impl FnOnce() -> Track) -> Arc<Track> {
+    fn get<Q>(&self, key: &Q, make: impl FnOnce() -> Track) -> Arc<Track>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ToOwned<Owned = K> + ?Sized,
+    {
         let mut tracks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(track) = tracks.get(key) {
             return track.clone();
@@ -47,7 +52,7 @@ impl<K: Eq + Hash + Clone> Tracks<K> {
             tracks.clear();
         }
         let track = Arc::new(make());
-        tracks.insert(key.clone(), track.clone());
+        tracks.insert(key.to_owned(), track.clone());
         track
     }
 }
@@ -92,8 +97,16 @@ impl Timeline {
         Some(timeline)
     }
 
+    /// Runs `f` unless this is a copy of the process, left behind for files that others still have: it has our locks
+    /// in whatever state they were, and no trace.
+    fn tell(&self, f: impl FnOnce(&Trace)) {
+        if self.trace.is_ours() {
+            f(&self.trace);
+        }
+    }
+
     fn device(&self, name: &str) -> Arc<Track> {
-        self.devices.get(&name.to_owned(), || self.trace.track(name))
+        self.devices.get(name, || self.trace.track(name))
     }
 }
 
