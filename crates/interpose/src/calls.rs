@@ -51,8 +51,9 @@ impl Identity {
 pub(crate) fn ioctl(fd: RawFd, cmd: u32, arg: u64) -> Result<c_int, Errno> {
     let result = match server(fd)? {
         Server::Here(file, task) => {
-            let caller = || (current().pid(), crate::open::tid());
-            observe::ioctl(&file, caller, &task, cmd, arg)
+            let process = task.process();
+            let caller = || (process.pid(), crate::open::tid());
+            observe::ioctl(process, &file, caller, &task, cmd, arg)
         }
         Server::Elsewhere => client::ioctl(fd, cmd, arg),
     };

@@ -3,7 +3,7 @@
 use host::{Errno, Task};
 
 use crate::handle::LocalFile;
-use crate::process::current;
+use crate::process::{Process, current};
 
 /// An ioctl on an emulated file.
 pub struct Ioctl<'a> {
@@ -45,18 +45,18 @@ pub fn before_end(hook: impl Fn() + Send + Sync + 'static) {
 /// Executes an ioctl on a file of this process's machine.
 #[inline]
 pub(crate) fn ioctl(
+    process: &'static Process,
     file: &LocalFile,
     caller: impl FnOnce() -> (u32, u32),
     task: &dyn Task,
     command: u32,
     arg: u64,
 ) -> Result<i32, Errno> {
-    match current().observer.get() {
+    match process.observer.get() {
         None => file.file.ioctl(task, command, arg),
         Some(observer) => {
             let (process, thread) = caller();
-            let file_name = &file.name;
-            let ioctl = Ioctl { file: file_name, process, thread, task, command, arg };
+            let ioctl = Ioctl { file: &file.name, process, thread, task, command, arg };
             let ended = observer.ioctl(&ioctl);
             let result = file.file.ioctl(task, command, arg);
             ended(result);

@@ -127,7 +127,7 @@ fn serve_call(process: &'static Process, id: Id, call: &OwnedFd, client: Option<
             return path_call(process, &task, &request, call);
         }
         let file = process.slab.read().own_file(id).ok_or(Errno::NODEV)?;
-        file_call(&file, &task, &request, call, client)
+        file_call(process, &file, &task, &request, call, client)
     });
     tracing::trace!(?request.tag, ?answer, "call from another process");
     let answer = match answer {
@@ -145,6 +145,7 @@ fn done(value: u64) -> Message {
 }
 
 fn file_call(
+    process: &'static Process,
     local: &LocalFile,
     task: &RemoteTask<'_>,
     request: &Message,
@@ -157,7 +158,7 @@ fn file_call(
         Tag::Ioctl => {
             // Its own reference would keep the file open beyond its last close.
             drop(client);
-            let result = observe::ioctl(local, || task.caller(), task, a as u32, b)?;
+            let result = observe::ioctl(process, local, || task.caller(), task, a as u32, b)?;
             Ok(Some(done(result as u64)))
         }
         Tag::Read => {

@@ -111,5 +111,5 @@ impl Watch {
 
 /// What the observer is told of a result.
 pub(crate) fn errno(result: &Result<(), Error>) -> Result<(), Errno> {
-    result.as_ref().map(|()| ()).map_err(Error::errno)
+    result.as_ref().copied().map_err(Error::errno)
 }

@@ -59,12 +59,12 @@ impl EventQueue {
         let mut queue = self.lock();
         let sequence = queue.sequence();
         let room = queue.events.len() + queue.reading < self.depth;
-        if !room {
-            queue.lost = Some(sequence);
-        } else {
+        if room {
             // What was lost before this event is evident from its number.
             queue.lost = None;
             queue.events.push_back((sequence, data.to_vec()));
+        } else {
+            queue.lost = Some(sequence);
         }
         drop(queue);
         if let Some(notify) = self.notify.get() {

@@ -42,7 +42,7 @@ impl Trace {
     /// As the Perfetto UI does: an array without its end, the last event of which may be cut short.
     fn read(path: &Path) -> Self {
         let text = std::fs::read_to_string(path).unwrap();
-        let lines = text.strip_prefix("[\n").unwrap_or_default();
+        let lines = text.strip_prefix("[\n").expect("a JSON array");
         let whole = lines.rfind('\n').map_or("", |end| &lines[..end]);
         let text = format!("[{}]", whole.strip_suffix(',').unwrap_or(whole));
         let (mut events, mut names) = (Vec::new(), BTreeMap::new());
@@ -211,7 +211,8 @@ fn a_killed_program_leaves_a_file_that_can_be_read() {
     let script = "exec 3<>/dev/iommu; read line";
     let args = ["run", "--trace", file.to_str().unwrap(), "--", "sh", "-c", script];
     let mut child = softiommu(&args).stdin(Stdio::piped()).spawn().unwrap();
-    let is_told = || file.exists() && Trace::read(&file).names_on("iommu0").contains(&"CMD_SYNC");
+    let begun = || std::fs::read(&file).is_ok_and(|bytes| !bytes.is_empty());
+    let is_told = || begun() && Trace::read(&file).names_on("iommu0").contains(&"CMD_SYNC");
     while !is_told() {
         assert!(child.try_wait().unwrap().is_none());
         std::thread::yield_now();

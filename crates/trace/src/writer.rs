@@ -81,13 +81,9 @@ impl Clock {
     }
 
     fn nanoseconds(&self, at: Instant) -> u64 {
-        match at.checked_duration_since(self.epoch) {
-            Some(after) => self.at_epoch + after.as_nanos() as u64,
-            None => {
-                let before = self.epoch.saturating_duration_since(at).as_nanos() as u64;
-                self.at_epoch.saturating_sub(before)
-            }
-        }
+        let after = at.saturating_duration_since(self.epoch).as_nanos() as u64;
+        let before = self.epoch.saturating_duration_since(at).as_nanos() as u64;
+        (self.at_epoch + after).saturating_sub(before)
     }
 }
 

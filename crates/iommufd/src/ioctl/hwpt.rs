@@ -240,11 +240,14 @@ enum Of {
     Viommu(Arc<dyn Viommu>),
 }
 
+/// Copies a part of the array.
+type Read<'a> = dyn Fn(u64, &mut [u8]) -> Result<(), Fault> + 'a;
+
 impl Of {
     fn invalidate(
         &self,
         cmd: &u::iommu_hwpt_invalidate,
-        read: &dyn Fn(u64, &mut [u8]) -> Result<(), Fault>,
+        read: &Read<'_>,
     ) -> (u32, Result<(), Error>) {
         let array = UserArray::new(cmd.data_type, cmd.entry_len, cmd.entry_num, read);
         let (done, result) = match self {
