@@ -146,6 +146,7 @@ impl Platform {
     pub fn add_device(&self, name: &str, place: &Place<'_>) -> Result<(Arc<Device>, Port), Error> {
         let device_id = self.next_device.fetch_add(1, Ordering::Relaxed);
         let watch = self.observer.get().map(|observer| Watch::new(observer, name));
+        let watch = watch.unwrap_or_default();
         let port = |behind| Port::new(&self.bus, &self.itses, device_id, behind, watch);
         match place {
             Place::Smmu { smmu, stream_id, options, group } => {

@@ -49,39 +49,46 @@ pub trait Observer: Send + Sync {
 }
 
 /// A device's view of who watches.
-#[derive(Clone)]
-pub(crate) struct Watch {
-    observer: Arc<dyn Observer>,
-    device: Arc<str>,
-}
+#[derive(Clone, Default)]
+pub(crate) struct Watch(Option<(Arc<dyn Observer>, Arc<str>)>);
 
 impl Watch {
     pub(crate) fn new(observer: &Arc<dyn Observer>, device: &str) -> Self {
-        Self { observer: observer.clone(), device: device.into() }
+        Self(Some((observer.clone(), device.into())))
     }
 
+    /// Something begins: when, if anybody wants to know.
+    #[inline]
+    pub(crate) fn begin(&self) -> Option<Instant> {
+        self.0.as_ref().map(|_| Instant::now())
+    }
+
+    /// An access that began so has ended.
+    #[inline]
     pub(crate) fn dma(
         &self,
+        begun: Option<Instant>,
         access: Access,
         write: bool,
         length: usize,
-        run: impl FnOnce() -> Result<(), DmaError>,
-    ) -> Result<(), DmaError> {
-        let started = Instant::now();
-        let result = run();
-        self.observer.dma(&self.device, &Dma { access, write, length, started, result });
-        result
+        result: Result<(), DmaError>,
+    ) {
+        if let (Some((observer, device)), Some(started)) = (&self.0, begun) {
+            observer.dma(device, &Dma { access, write, length, started, result });
+        }
     }
 
+    /// A message that began so has ended.
+    #[inline]
     pub(crate) fn message(
         &self,
+        begun: Option<Instant>,
         address: u64,
         data: u32,
-        run: impl FnOnce() -> Result<(), DmaError>,
-    ) -> Result<(), DmaError> {
-        let started = Instant::now();
-        let result = run();
-        self.observer.message(&self.device, &Message { address, data, started, result });
-        result
+        result: Result<(), DmaError>,
+    ) {
+        if let (Some((observer, device)), Some(started)) = (&self.0, begun) {
+            observer.message(device, &Message { address, data, started, result });
+        }
     }
 }

@@ -53,7 +53,7 @@ pub struct Port {
     /// The device is being reset: nothing waits.
     halted: Arc<AtomicBool>,
     way: Way,
-    watch: Option<Watch>,
+    watch: Watch,
 }
 
 enum Way {
@@ -84,7 +84,7 @@ impl Port {
         doorbells: &Arc<Itses>,
         device_id: u32,
         behind: Option<(&Arc<Model>, u32, &Arc<Stalls>)>,
-        watch: Option<Watch>,
+        watch: Watch,
     ) -> Self {
         let way = match behind {
             Some((model, stream_id, stalls)) => Way::Translated {
@@ -132,10 +132,10 @@ impl Port {
     ///
     /// An access that the SMMU stalls waits here for the answer, so a device does its DMA on a thread of its own.
     pub fn read(&self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
-        match &self.watch {
-            None => self.do_read(access, data),
-            Some(watch) => watch.dma(access, false, data.len(), || self.do_read(access, data)),
-        }
+        let (begun, length) = (self.watch.begin(), data.len());
+        let result = self.do_read(access, data);
+        self.watch.dma(begun, access, false, length, result);
+        result
     }
 
     fn do_read(&self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
@@ -165,10 +165,10 @@ impl Port {
 
     /// Writes memory; 4 aligned bytes may reach a doorbell. Waits as [`Port::read`] does.
     pub fn write(&self, access: Access, data: &[u8]) -> Result<(), DmaError> {
-        match &self.watch {
-            None => self.do_write(access, data),
-            Some(watch) => watch.dma(access, true, data.len(), || self.do_write(access, data)),
-        }
+        let begun = self.watch.begin();
+        let result = self.do_write(access, data);
+        self.watch.dma(begun, access, true, data.len(), result);
+        result
     }
 
     fn do_write(&self, access: Access, data: &[u8]) -> Result<(), DmaError> {
@@ -194,11 +194,10 @@ impl Port {
 
     /// Sends a message: `data` to the doorbell at `address`.
     pub fn message(&self, address: u64, data: u32) -> Result<(), DmaError> {
-        let send = || self.do_write(Access::at(address), &data.to_le_bytes());
-        match &self.watch {
-            None => send(),
-            Some(watch) => watch.message(address, data, send),
-        }
+        let begun = self.watch.begin();
+        let result = self.do_write(Access::at(address), &data.to_le_bytes());
+        self.watch.message(begun, address, data, result);
+        result
     }
 
     fn write_translated(

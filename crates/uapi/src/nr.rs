@@ -17,17 +17,17 @@ const fn vfio(offset: u32) -> u32 {
 }
 
 macro_rules! commands {
-    ($($name:ident = $value:expr;)+) => {
+    ($(#[$all:meta])+ $table:ident, $(#[$one:meta])+ $lookup:ident; $($name:ident = $value:expr;)+) => {
         $(
             #[doc = concat!("`", stringify!($name), "`.")]
             pub const $name: u32 = $value;
         )+
 
-        /// Every command, by the name it has in C.
-        pub const COMMANDS: &[(&str, u32)] = &[$((stringify!($name), $name)),+];
+        $(#[$all])+
+        pub const $table: &[(&str, u32)] = &[$((stringify!($name), $name)),+];
 
-        /// The name of a command, for logs.
-        pub fn name(cmd: u32) -> Option<&'static str> {
+        $(#[$one])+
+        pub fn $lookup(cmd: u32) -> Option<&'static str> {
             match cmd {
                 $($name => Some(stringify!($name)),)+
                 _ => None,
@@ -37,6 +37,10 @@ macro_rules! commands {
 }
 
 commands! {
+    /// Every command of `/dev/iommu`, by the name it has in C.
+    COMMANDS,
+    /// The name of a command of `/dev/iommu`, for logs.
+    name;
     IOMMU_DESTROY = io(i::IOMMUFD_CMD_DESTROY);
     IOMMU_IOAS_ALLOC = io(i::IOMMUFD_CMD_IOAS_ALLOC);
     IOMMU_IOAS_ALLOW_IOVAS = io(i::IOMMUFD_CMD_IOAS_ALLOW_IOVAS);
@@ -63,18 +67,38 @@ commands! {
     VFIO_GET_API_VERSION = vfio(0);
     VFIO_CHECK_EXTENSION = vfio(1);
     VFIO_SET_IOMMU = vfio(2);
+    VFIO_IOMMU_GET_INFO = vfio(12);
+    VFIO_IOMMU_MAP_DMA = vfio(13);
+    VFIO_IOMMU_UNMAP_DMA = vfio(14);
+}
+
+commands! {
+    /// Every command of a VFIO device, by the name it has in C. Some have the number of one of `/dev/iommu`.
+    DEVICE_COMMANDS,
+    /// The name of a command of a VFIO device, for logs.
+    device_name;
     VFIO_DEVICE_GET_INFO = vfio(7);
     VFIO_DEVICE_GET_REGION_INFO = vfio(8);
     VFIO_DEVICE_GET_IRQ_INFO = vfio(9);
     VFIO_DEVICE_SET_IRQS = vfio(10);
     VFIO_DEVICE_RESET = vfio(11);
+    VFIO_DEVICE_GET_PCI_HOT_RESET_INFO = vfio(12);
+    VFIO_DEVICE_PCI_HOT_RESET = vfio(13);
     VFIO_DEVICE_FEATURE = vfio(17);
     VFIO_DEVICE_BIND_IOMMUFD = vfio(18);
     VFIO_DEVICE_ATTACH_IOMMUFD_PT = vfio(19);
     VFIO_DEVICE_DETACH_IOMMUFD_PT = vfio(20);
-    VFIO_IOMMU_GET_INFO = vfio(12);
-    VFIO_IOMMU_MAP_DMA = vfio(13);
-    VFIO_IOMMU_UNMAP_DMA = vfio(14);
+}
+
+commands! {
+    /// Every command of a VFIO group, by the name it has in C.
+    GROUP_COMMANDS,
+    /// The name of a command of a VFIO group, for logs.
+    group_name;
+    VFIO_GROUP_GET_STATUS = vfio(3);
+    VFIO_GROUP_SET_CONTAINER = vfio(4);
+    VFIO_GROUP_UNSET_CONTAINER = vfio(5);
+    VFIO_GROUP_GET_DEVICE_FD = vfio(6);
 }
 
 #[cfg(test)]
@@ -89,5 +113,6 @@ mod tests {
         assert_eq!(IOMMU_TEST_CMD, 0x3ba0);
         assert_eq!(VFIO_IOMMU_MAP_DMA, 0x3b71);
         assert_eq!(name(0x3b85), Some("IOMMU_IOAS_MAP"));
+        assert_eq!(device_name(0x3b76), Some("VFIO_DEVICE_BIND_IOMMUFD"));
     }
 }

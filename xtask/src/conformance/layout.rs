@@ -51,7 +51,8 @@ pub(crate) fn claims() -> Vec<Claim> {
             claims.push(Claim::new(format_args!("{name}.{field}"), expression, offset as u64));
         }
     }
-    let commands = nr::COMMANDS.iter().map(|&(name, value)| (name, value as u64));
+    let commands =
+        nr::COMMANDS.iter().chain(nr::DEVICE_COMMANDS).map(|&(name, value)| (name, value as u64));
     let numbers = commands.chain(selftest::CONSTANTS.iter().copied());
     claims.extend(numbers.map(|(name, value)| Claim::new(name, name, value)));
     claims

@@ -19,7 +19,8 @@ impl Observer for Calls {
     fn ioctl<'a>(&'a self, ioctl: &Ioctl<'a>) -> Ended<'a> {
         let Ioctl { file, process, thread, task, command, arg } = *ioctl;
         let track = self.track(process, thread);
-        let known = layout::of(command);
+        let name = name_on(file, command);
+        let known = name.and_then(layout::of);
         let before = known.map(|known| read(known, task, arg));
         let started = Instant::now();
         Box::new(move |result| {
@@ -36,7 +37,7 @@ impl Observer for Calls {
                 Err(errno) => refused(args, errno),
             };
             let unknown = format!("ioctl {command:#x}");
-            let name = nr::name(command).unwrap_or(&unknown);
+            let name = name.unwrap_or(&unknown);
             self.0.trace.slice(&track, "ioctl", name, started, &args);
         })
     }
@@ -48,6 +49,19 @@ impl Calls {
             let names = [process, thread].map(|task| name_of(process, task));
             self.0.trace.thread(process, &names[0], thread, &names[1])
         })
+    }
+}
+
+/// What a command is called on a file of this name: devices and groups share numbers with `/dev/iommu`.
+fn name_on(file: &str, command: u32) -> Option<&'static str> {
+    match file {
+        "/dev/iommu" | "/dev/vfio/vfio" => nr::name(command),
+        "anon_inode:[vfio-device]" => nr::device_name(command),
+        _ if file.starts_with("/dev/vfio/devices/") || file.starts_with("/dev/char/") => {
+            nr::device_name(command)
+        }
+        _ if file.starts_with("/dev/vfio/") => nr::group_name(command),
+        _ => nr::name(command),
     }
 }
 
