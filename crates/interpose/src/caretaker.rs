@@ -132,5 +132,6 @@ fn take_care(process: &'static Process, wait: OwnedFd) -> ! {
     if needed && let Ok(epoll) = server::start(process) {
         server::serve_while(process, epoll, || process.slab.read().serves());
     }
+    end(process);
     exit()
 }

@@ -1,5 +1,7 @@
 //! Calls on emulated files, for who watches; and the end of a process.
 
+use std::sync::Arc;
+
 use host::{Errno, Task};
 
 use crate::handle::LocalFile;
@@ -31,15 +33,16 @@ pub trait Observer: Send + Sync {
 }
 
 /// Has `observer` told of the calls that this process executes from now on, its own and those of others. The first one
-/// stays. Forked processes do not have it.
+/// stays. Forked processes do not have it, but for the copy of this one that is left behind for files that others still
+/// have: its locks are as they were at some moment, held by threads that it does not have.
 pub fn observe(observer: impl Observer + 'static) {
-    let _ = current().observer.set(Box::new(observer));
+    let _ = current().observer.set(Arc::new(observer));
 }
 
 /// Has `hook` called when this process ends or becomes another program, after the emulated files that only it has were
-/// closed; not if it is killed. The first one stays. Forked processes do not have it.
+/// closed; not if it is killed. The first one stays. It is called in the same processes as an observer.
 pub fn before_end(hook: impl Fn() + Send + Sync + 'static) {
-    let _ = current().at_end.set(Box::new(hook));
+    let _ = current().at_end.set(Arc::new(hook));
 }
 
 /// Executes an ioctl on a file of this process's machine.

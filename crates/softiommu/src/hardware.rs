@@ -48,12 +48,11 @@ impl Hardware {
             platform.observe(timeline.clone());
         }
         let mut smmus = BTreeMap::new();
-        let mut traced = BTreeMap::new();
         for iommu in &machine.iommus {
             if let Some(options) = iommu.model.smmuv3(&iommu.options) {
                 let smmu = platform.add_smmu(&iommu.name, options)?;
                 if let Some(timeline) = timeline {
-                    traced.insert(iommu.name.clone(), timeline.watch(&iommu.name, smmu.model()));
+                    timeline.watch(&iommu.name, smmu.model());
                 }
                 smmus.insert(iommu.name.clone(), smmu);
             }
@@ -63,10 +62,8 @@ impl Hardware {
         let mut functions = Vec::new();
         for device in &machine.devices {
             let place = place(device, &smmus, &mut streams, &mut groups);
-            if let (Some(timeline), Place::Smmu { smmu, stream_id, .. }) = (timeline, &place)
-                && let Some(traced) = traced.get(smmu.name())
-            {
-                timeline.add_stream(traced, *stream_id, &device.name);
+            if let (Some(timeline), Place::Smmu { smmu, stream_id, .. }) = (timeline, &place) {
+                timeline.add_stream(smmu.name(), *stream_id, &device.name);
             }
             let (core, port) = platform.add_device(&device.name, &place)?;
             let Some(model) = device.model else { continue };

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -145,9 +145,9 @@ struct Slow {
 
 impl io::Write for &Slow {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut state = self.state.lock();
+        let mut state = self.state.lock().unwrap();
         while !state.0 {
-            self.changed.wait(&mut state);
+            state = self.changed.wait(state).unwrap();
         }
         state.1.extend(bytes);
         Ok(bytes.len())
@@ -167,13 +167,13 @@ fn a_slow_disk_holds_up_nobody_and_what_is_dropped_is_told() {
         for _ in 0..1000 {
             trace.instant(&track, "x", "told", &Args::new());
         }
-        slow.state.lock().0 = true;
+        slow.state.lock().unwrap().0 = true;
         slow.changed.notify_all();
         trace.flush().unwrap();
         trace.instant(&track, "x", "after", &Args::new());
         trace.finish().unwrap()
     });
-    let events = parse(&slow.state.lock().1);
+    let events = parse(&slow.state.lock().unwrap().1);
     let count = |name: &str| events.iter().filter(|event| event["name"] == name).count() as u64;
     assert_eq!(summary.events, count("told") + count("after"));
     assert_eq!(summary.events + summary.dropped, 1001);

@@ -1,8 +1,7 @@
 //! Tracks: what events are shown on.
 
 use std::fmt::Write;
-
-use parking_lot::Mutex;
+use std::sync::Mutex;
 
 use crate::json::string;
 use crate::writer::Micros;

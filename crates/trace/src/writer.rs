@@ -3,9 +3,11 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
+// Not parking_lot's: what its threads wait in is shared by the whole process, and in a forked copy of it has entries of
+// threads that do not exist.
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::json::string;
@@ -151,7 +153,7 @@ impl Trace {
         if !self.is_ours() {
             return;
         }
-        let mut state = self.state.lock();
+        let mut state = lock(&self.state);
         let state = &mut *state;
         if state.closed {
             return;
@@ -163,7 +165,7 @@ impl Trace {
         // Under the lock: the file has events in the order in which they ended.
         let now = self.clock.nanoseconds(Instant::now());
         let before = state.buffer.len();
-        let mut lanes = track.lanes.lock();
+        let mut lanes = lock(&track.lanes);
         let start = started.map(|started| started.min(now));
         let index = start.map_or(0, |start| lanes.fit(start, || self.new_tid()));
         let mentioned = self.mention_dropped(state, now);
@@ -174,7 +176,7 @@ impl Trace {
             return;
         }
         if mentioned {
-            self.own.lanes.lock().lanes[0].told(now, None);
+            lock(&self.own.lanes).lanes[0].told(now, None);
             state.mentioned = state.summary.dropped;
         }
         lanes.lanes[index].told(now, start);
@@ -190,7 +192,7 @@ impl Trace {
         if missing > 0 {
             let args = Args::new().int("count", missing as i64);
             let tail = tail("trace", "events dropped: the buffer was full", &args);
-            let own = self.own.lanes.lock();
+            let own = lock(&self.own.lanes);
             self.own.append(&own.lanes[0], 0, &mut state.buffer, now, None, &tail);
         }
         missing > 0
@@ -206,14 +208,14 @@ impl Trace {
         let mut batch = String::new();
         loop {
             let events = {
-                let mut state = self.state.lock();
+                let mut state = lock(&self.state);
                 while state.buffer.is_empty() {
                     state.urgent = false;
                     if state.closed {
                         return Ok(());
                     }
                     state.idle = true;
-                    self.wake.wait(&mut state);
+                    state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
                 state.idle = false;
                 state.writing = true;
@@ -222,7 +224,7 @@ impl Trace {
             };
             let result = out.write_all(batch.as_bytes());
             batch.clear();
-            let mut state = self.state.lock();
+            let mut state = lock(&self.state);
             state.writing = false;
             self.written.notify_all();
             match result {
@@ -235,7 +237,7 @@ impl Trace {
                 }
             }
             if !state.urgent && !state.closed {
-                self.hurry.wait_for(&mut state, GATHER);
+                let _gathered = self.hurry.wait_timeout(state, GATHER);
             }
         }
     }
@@ -251,13 +253,24 @@ impl Trace {
         self.wait(true)
     }
 
+    fn lock_until(&self, until: Instant) -> Option<MutexGuard<'_, State>> {
+        loop {
+            match self.state.try_lock() {
+                Ok(state) => return Some(state),
+                Err(TryLockError::Poisoned(state)) => return Some(state.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() > until => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
     fn wait(&self, close: bool) -> Option<Summary> {
         if !self.is_ours() {
             return None;
         }
         let until = Instant::now() + PATIENCE;
         // A signal handler that ends the process may have interrupted who holds it.
-        let mut state = self.state.try_lock_until(until)?;
+        let mut state = self.lock_until(until)?;
         if close && !state.closed && state.summary.error.is_none() {
             self.mention_dropped(&mut state, self.clock.nanoseconds(Instant::now()));
         }
@@ -265,11 +278,21 @@ impl Trace {
         state.urgent = true;
         self.wake.notify_one();
         self.hurry.notify_one();
-        while (!state.buffer.is_empty() || state.writing)
-            && !self.written.wait_until(&mut state, until).timed_out()
-        {}
+        while !state.buffer.is_empty() || state.writing {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.written.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         Some(state.summary.clone())
     }
+}
+
+/// Nothing panics under a lock of ours that leaves something half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What of an event is known without the time and the lane.

@@ -10,7 +10,7 @@ use trace::{Args, Track};
 use uapi::layout::{self, Struct};
 use uapi::nr;
 
-use super::Timeline;
+use super::{Era, Timeline};
 
 /// See the module.
 pub(super) struct Calls(pub(super) Arc<Timeline>);
@@ -18,7 +18,6 @@ pub(super) struct Calls(pub(super) Arc<Timeline>);
 impl Observer for Calls {
     fn ioctl<'a>(&'a self, ioctl: &Ioctl<'a>) -> Ended<'a> {
         let Ioctl { file, process, thread, task, command, arg } = *ioctl;
-        let track = self.track(process, thread);
         let name = name_on(file, command);
         let known = name.and_then(layout::of);
         let before = known.map(|known| read(known, task, arg));
@@ -38,16 +37,19 @@ impl Observer for Calls {
             };
             let unknown = format!("ioctl {command:#x}");
             let name = name.unwrap_or(&unknown);
-            self.0.trace.slice(&track, "ioctl", name, started, &args);
+            self.0.tell(|era| {
+                let track = era.thread(process, thread);
+                era.trace.slice(&track, "ioctl", name, started, &args);
+            });
         })
     }
 }
 
-impl Calls {
-    fn track(&self, process: u32, thread: u32) -> Arc<Track> {
-        self.0.threads.get(&(process, thread), || {
+impl Era {
+    fn thread(&self, process: u32, thread: u32) -> Arc<Track> {
+        self.threads.get(&(process, thread), || {
             let names = [process, thread].map(|task| name_of(process, task));
-            self.0.trace.thread(process, &names[0], thread, &names[1])
+            self.trace.thread(process, &names[0], thread, &names[1])
         })
     }
 }

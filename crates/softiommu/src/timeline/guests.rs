@@ -8,13 +8,13 @@ use smmuv3::wire::{Command, Event};
 use trace::{Args, Track};
 use uapi::iommufd as u;
 
-use super::{Timeline, calls, event_args};
+use super::{Era, Timeline, calls, event_args};
 
 const ARM_SMMUV3_INVALIDATE: u32 =
     u::iommu_hwpt_invalidate_data_type_IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3;
 const ARM_SMMUV3_EVENTS: u32 = u::iommu_veventq_type_IOMMU_VEVENTQ_TYPE_ARM_SMMUV3;
 
-impl Timeline {
+impl Era {
     fn viommu(&self, context: u64, id: Id) -> Arc<Track> {
         let name = || format!("vIOMMU {id} (iommufd {context})");
         self.viommus.get(&(context, id), || self.trace.track(&name()))
@@ -60,13 +60,13 @@ impl Observer for Timeline {
         if let Err(errno) = invalidation.result {
             args = calls::refused(args, errno);
         }
-        self.tell(|trace| {
+        self.tell(|era| {
             let track = if invalidation.is_viommu {
-                self.viommu(context, target)
+                era.viommu(context, target)
             } else {
-                self.nested(context, target)
+                era.nested(context, target)
             };
-            trace.slice(&track, "viommu", "HWPT_INVALIDATE", invalidation.started, &args);
+            era.trace.slice(&track, "viommu", "HWPT_INVALIDATE", invalidation.started, &args);
         });
     }
 
@@ -79,18 +79,18 @@ impl Observer for Timeline {
         let name = if hwpt.is_some() { "attached" } else { "detached" };
         args = hwpt.into_iter().fold(args, |args, hwpt| args.int("hwpt_id", hwpt.into()));
         args = viommu.into_iter().fold(args, |args, viommu| args.int("viommu_id", viommu.into()));
-        self.tell(|trace| {
-            trace.instant(&self.device(device), "device", name, &args);
+        self.tell(|era| {
+            era.trace.instant(&era.device(device), "device", name, &args);
             if let Some(viommu) = viommu {
-                trace.instant(&self.viommu(context, viommu), "viommu", name, &args);
+                era.trace.instant(&era.viommu(context, viommu), "viommu", name, &args);
             }
         });
     }
 
     fn vdevice(&self, context: u64, viommu: Id, device: &str, virt_id: u64) {
         let args = Args::new().text("device", device).hex("virt_id", virt_id);
-        self.tell(|trace| {
-            trace.instant(&self.viommu(context, viommu), "viommu", "vDEVICE", &args);
+        self.tell(|era| {
+            era.trace.instant(&era.viommu(context, viommu), "viommu", "vDEVICE", &args);
         });
     }
 
@@ -104,6 +104,6 @@ impl Observer for Timeline {
         if lost {
             args = args.text("lost", "its queue is full");
         }
-        self.tell(|trace| trace.instant(&self.viommu(context, viommu), "viommu", name, &args));
+        self.tell(|era| era.trace.instant(&era.viommu(context, viommu), "viommu", name, &args));
     }
 }

@@ -1,16 +1,16 @@
 //! What hardware does: SMMUs and devices, on tracks of their own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use platform::{Dma, Message, Observer};
 use smmuv3::Observation;
 use smmuv3::wire::register::{CommandError, Gerror};
 use smmuv3::wire::{Command, Event};
-use trace::{Args, Track};
+use trace::Args;
 
-use super::{Timeline, event_args};
+use super::{Era, Timeline, event_args};
 
 impl Observer for Timeline {
     fn dma(&self, device: &str, dma: &Dma) {
@@ -21,14 +21,14 @@ impl Observer for Timeline {
         }
         let args = outcome(args, dma.result.is_ok());
         let name = if dma.write { "DMA write" } else { "DMA read" };
-        self.tell(|trace| trace.slice(&self.device(device), "dma", name, dma.started, &args));
+        self.tell(|era| era.trace.slice(&era.device(device), "dma", name, dma.started, &args));
     }
 
     fn message(&self, device: &str, message: &Message) {
         let args = Args::new().hex("address", message.address).hex("data", message.data.into());
         let args = outcome(args, message.result.is_ok());
-        self.tell(|trace| {
-            trace.slice(&self.device(device), "dma", "MSI", message.started, &args);
+        self.tell(|era| {
+            era.trace.slice(&era.device(device), "dma", "MSI", message.started, &args);
         });
     }
 }
@@ -37,49 +37,46 @@ fn outcome(args: Args, done: bool) -> Args {
     args.text("result", if done { "done" } else { "aborted" })
 }
 
-/// The devices behind an SMMU, by StreamID.
-#[derive(Clone, Default)]
-pub(crate) struct Streams(Arc<Mutex<HashMap<u32, Arc<Track>>>>);
-
 impl Timeline {
     /// Watches an SMMU. The devices behind it are to be told.
-    pub(crate) fn watch(self: &Arc<Self>, name: &str, smmu: &platform::Model) -> Streams {
-        let streams = Streams::default();
-        let watched = Watched {
-            timeline: self.clone(),
-            track: self.trace.track(name),
-            streams: streams.clone(),
-            waits_since: Mutex::new(None),
+    pub(crate) fn watch(self: &Arc<Self>, name: &str, smmu: &platform::Model) {
+        let (timeline, name) = (self.clone(), name.to_owned());
+        let observer = move |observation: Observation<'_>| {
+            timeline.tell(|era| {
+                Smmu { timeline: &timeline, era, name: &name }.tell(observation);
+            });
         };
         // It is new: nobody observes it yet.
-        let _ = smmu.observe(move |observation: Observation<'_>| {
-            watched.timeline.tell(|_| watched.tell(observation));
-        });
-        streams
+        let _ = smmu.observe(observer);
     }
 
     /// Says which device a stream of an SMMU is.
-    pub(crate) fn add_stream(&self, streams: &Streams, stream_id: u32, device: &str) {
-        let mut streams = streams.0.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.insert(stream_id, self.device(device));
+    pub(crate) fn add_stream(&self, smmu: &str, stream_id: u32, device: &str) {
+        let mut streams = self.streams.write().unwrap_or_else(PoisonError::into_inner);
+        streams.insert((smmu.to_owned(), stream_id), device.to_owned());
+    }
+
+    fn device_of(&self, smmu: &str, stream_id: u32) -> Option<String> {
+        let streams = self.streams.read().unwrap_or_else(PoisonError::into_inner);
+        streams.get(&(smmu.to_owned(), stream_id)).cloned()
     }
 }
 
-/// One SMMU.
-struct Watched {
-    timeline: Arc<Timeline>,
-    track: Track,
-    streams: Streams,
-    /// Since when a `CMD_SYNC` has been at the head of the queue.
-    waits_since: Mutex<Option<Instant>>,
+/// One SMMU, as something happens.
+struct Smmu<'a> {
+    timeline: &'a Timeline,
+    era: &'a Era,
+    name: &'a str,
 }
 
-impl Watched {
+impl Smmu<'_> {
     fn tell(&self, observation: Observation<'_>) {
         match observation {
             Observation::Command(command) => self.command(command),
             Observation::Waits(_) => {
-                self.waiting(|since| since.get_or_insert_with(Instant::now).to_owned());
+                self.syncs(|syncs| {
+                    syncs.entry(self.name.to_owned()).or_insert_with(Instant::now);
+                });
             }
             Observation::CommandError(error) => {
                 let name = match error {
@@ -88,7 +85,7 @@ impl Watched {
                     CommandError::Abt => "CERROR_ABT",
                     CommandError::AtcInvSync => "CERROR_ATC_INV_SYNC",
                 };
-                self.waiting(Option::take);
+                self.syncs(|syncs| syncs.remove(self.name));
                 self.instant("error", name, &Args::new());
             }
             Observation::Event(event) => self.event(event, event_args(event)),
@@ -113,20 +110,20 @@ impl Watched {
         }
     }
 
-    fn waiting<T>(&self, f: impl FnOnce(&mut Option<Instant>) -> T) -> T {
-        f(&mut self.waits_since.lock().unwrap_or_else(PoisonError::into_inner))
+    fn syncs<T>(&self, f: impl FnOnce(&mut HashMap<String, Instant>) -> T) -> T {
+        f(&mut self.era.syncs.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn command(&self, command: &Command) {
         let args = Args::new().text("text", &command.to_string());
         let since = match command {
-            Command::Sync { .. } => self.waiting(Option::take),
+            Command::Sync { .. } => self.syncs(|syncs| syncs.remove(self.name)),
             _ => None,
         };
         match since {
             Some(since) => {
-                let trace = &self.timeline.trace;
-                trace.slice(&self.track, "command", command.name(), since, &args);
+                let track = self.era.smmu(self.name);
+                self.era.trace.slice(&track, "command", command.name(), since, &args);
             }
             None => self.instant("command", command.name(), &args),
         }
@@ -139,13 +136,12 @@ impl Watched {
     /// On the SMMU's track and on that of the device which it is about.
     fn both(&self, stream_id: u32, name: &str, args: &Args) {
         self.instant("event", name, args);
-        let streams = self.streams.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(device) = streams.get(&stream_id) {
-            self.timeline.trace.instant(device, "event", name, args);
+        if let Some(device) = self.timeline.device_of(self.name, stream_id) {
+            self.era.trace.instant(&self.era.device(&device), "event", name, args);
         }
     }
 
     fn instant(&self, category: &str, name: &str, args: &Args) {
-        self.timeline.trace.instant(&self.track, category, name, args);
+        self.era.trace.instant(&self.era.smmu(self.name), category, name, args);
     }
 }

@@ -15,8 +15,9 @@ use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io::{self, Write};
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Instant;
 
 use host_linux::PrivateFd;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
@@ -59,54 +60,102 @@ impl<K: Eq + Hash> Tracks<K> {
 
 /// What all who tell something have in common.
 pub(crate) struct Timeline {
-    trace: Trace,
+    path: PathBuf,
+    era: Era,
+    /// The names of devices, by those of their SMMUs and by StreamID. Only read once the machine is built.
+    streams: RwLock<HashMap<(String, u32), String>>,
+}
+
+/// The trace of one process, with what is behind locks: a copy of the process, left behind for files that others still
+/// have, has the locks in whatever state they were, and begins a new one.
+struct Era {
+    trace: Arc<Trace>,
     threads: Tracks<(u32, u32)>,
+    smmus: Tracks<String>,
     devices: Tracks<String>,
     /// By context and id.
     viommus: Tracks<(u64, u32)>,
+    /// Since when an SMMU has had a `CMD_SYNC` at the head of its queue.
+    syncs: Mutex<HashMap<String, Instant>>,
+    /// That of a copy of this process; `None` if it cannot be.
+    next: OnceLock<Option<Box<Era>>>,
 }
 
 impl Timeline {
     /// Begins to trace what this process's machine does: into a new file (`anew`), or one that others may be writing to
     /// as well. `report` is told of problems, and at the end how much it was.
     pub(crate) fn start(path: &Path, anew: bool, report: &Report) -> Option<Arc<Self>> {
-        let process = std::process::id();
-        let timeline = Arc::new(Self {
-            trace: Trace::new(&calls::name_of(process, process), BUFFER),
-            threads: Tracks::new(),
-            devices: Tracks::new(),
-            viommus: Tracks::new(),
-        });
-        let started = Output::open(path, anew).and_then(|output| {
-            let writer = timeline.clone();
-            // Its error is in the summary.
-            let write = move || drop(writer.trace.write_to(output));
-            interpose::spawn("softiommu trace", write)
-        });
-        if let Err(error) = started {
-            report(&format!("softiommu: trace: cannot write {}: {error}\n", path.display()));
-            return None;
-        }
+        let name = calls::name_of(std::process::id(), std::process::id());
+        let era = match Era::start(path, anew, &name) {
+            Ok(era) => era,
+            Err(error) => {
+                report(&format!("softiommu: trace: cannot write {}: {error}\n", path.display()));
+                return None;
+            }
+        };
+        let timeline = Arc::new(Self { path: path.to_owned(), era, streams: RwLock::default() });
         interpose::observe(calls::Calls(timeline.clone()));
-        let (ended, path, report) = (timeline.clone(), path.to_owned(), report.clone());
+        let (ended, report) = (timeline.clone(), report.clone());
         interpose::before_end(move || {
-            if let Some(summary) = ended.trace.flush() {
-                report(&told(&summary, &path));
+            let Some(era) = ended.era_so_far() else { return };
+            // A copy has closed what the program would be told on.
+            if let Some(summary) =
+                era.trace.flush().filter(|_| std::ptr::eq(era, &raw const ended.era))
+            {
+                report(&told(&summary, &ended.path));
             }
         });
         Some(timeline)
     }
 
-    /// Runs `f` unless this is a copy of the process, left behind for files that others still have: it has our locks
-    /// in whatever state they were, and no trace.
-    fn tell(&self, f: impl FnOnce(&Trace)) {
-        if self.trace.is_ours() {
-            f(&self.trace);
+    /// Has `f` tell something.
+    fn tell(&self, f: impl FnOnce(&Era)) {
+        let mut era = &self.era;
+        while !era.trace.is_ours() {
+            let next = era.next.get_or_init(|| {
+                let name = calls::name_of(std::process::id(), std::process::id());
+                Era::start(&self.path, false, &format!("{name} (left behind)")).ok().map(Box::new)
+            });
+            let Some(next) = next else { return };
+            era = next;
         }
+        f(era);
+    }
+
+    /// This process's era, if it has one already.
+    fn era_so_far(&self) -> Option<&Era> {
+        let mut era = &self.era;
+        while !era.trace.is_ours() {
+            era = era.next.get()?.as_deref()?;
+        }
+        Some(era)
+    }
+}
+
+impl Era {
+    fn start(path: &Path, anew: bool, name: &str) -> io::Result<Self> {
+        let output = Output::open(path, anew)?;
+        let trace = Arc::new(Trace::new(name, BUFFER));
+        let writer = trace.clone();
+        // Its error is in the summary.
+        interpose::spawn("softiommu trace", move || drop(writer.write_to(output)))?;
+        Ok(Self {
+            trace,
+            threads: Tracks::new(),
+            smmus: Tracks::new(),
+            devices: Tracks::new(),
+            viommus: Tracks::new(),
+            syncs: Mutex::default(),
+            next: OnceLock::new(),
+        })
     }
 
     fn device(&self, name: &str) -> Arc<Track> {
         self.devices.get(name, || self.trace.track(name))
+    }
+
+    fn smmu(&self, name: &str) -> Arc<Track> {
+        self.smmus.get(name, || self.trace.track(name))
     }
 }
 
