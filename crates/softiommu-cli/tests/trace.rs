@@ -204,6 +204,25 @@ fn several_machines_are_in_one_file() {
 }
 
 #[test]
+fn files_that_a_program_leaves_behind_are_traced_further() {
+    let dir = tempfile::tempdir().unwrap();
+    // A launcher that becomes the program: who serves its file is a copy of it.
+    let script = format!("exec 3<>/dev/iommu; exec {}", client().display());
+    let (_, output) = traced(dir.path(), &["sh", "-c", &script]);
+    assert!(output.status.success());
+    let told = || {
+        let trace = Trace::read(&dir.path().join("trace.json"));
+        let last = trace.on("client").any(|event| event["name"] == "VFIO_DEVICE_DETACH_IOMMUFD_PT");
+        let detached = trace.on("ioat0").any(|event| event["name"] == "detached");
+        last && detached
+    };
+    // It ends after the program.
+    while !told() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn a_killed_program_leaves_a_file_that_can_be_read() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace.json");

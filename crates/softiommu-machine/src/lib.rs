@@ -385,6 +385,18 @@ mod tests {
         assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
     }
 
+    #[test]
+    fn a_trace_goes_to_a_file_whose_name_is_text() {
+        use std::os::unix::ffi::OsStrExt;
+        let text = "trace = \"/tmp/a trace.json\"\n[[iommu]]\nmodel = \"mock\"\n";
+        let machine = Machine::from_toml(text).unwrap();
+        assert_eq!(machine.trace.as_deref(), Some(Path::new("/tmp/a trace.json")));
+        assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
+        let trace = Some(PathBuf::from(std::ffi::OsStr::from_bytes(b"/tmp/\xff")));
+        let problem = Machine { trace, ..Machine::default() }.check().unwrap_err().to_string();
+        assert!(problem.contains("/tmp/") && problem.contains("not UTF-8"), "{problem}");
+    }
+
     fn refused(text: &str) -> String {
         Machine::from_toml(text).unwrap_err().to_string()
     }
