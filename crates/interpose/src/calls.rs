@@ -10,6 +10,7 @@ use host_linux::PrivateFd;
 
 use crate::client;
 use crate::handle::LocalFile;
+use crate::observe;
 use crate::process::{Behind, current};
 use crate::task::LocalTask;
 use crate::wire::Tag;
@@ -51,7 +52,11 @@ impl Identity {
 
 pub(crate) fn ioctl(fd: RawFd, cmd: u32, arg: u64) -> Result<c_int, Errno> {
     let result = match server(fd)? {
-        Server::Here(file, task) => file.file.ioctl(&task, cmd, arg),
+        Server::Here(file, task) => {
+            let process = task.process();
+            let caller = || (process.pid(), crate::open::tid());
+            observe::ioctl(process, &file, caller, &task, cmd, arg)
+        }
         Server::Elsewhere => client::ioctl(fd, cmd, arg),
     };
     tracing::trace!(fd, cmd = format_args!("{cmd:#x}"), ?result, "ioctl");

@@ -38,6 +38,12 @@ impl Machine {
                         leave them out, or choose another model"
                 .to_owned());
         }
+        if let Some(path) = self.trace.as_deref().filter(|path| path.to_str().is_none()) {
+            return Err(format!(
+                "the name of the trace file {} is not UTF-8: choose another one",
+                path.display()
+            ));
+        }
         self.iommus.iter().try_for_each(check_iommu)?;
         self.devices.iter().try_for_each(|device| self.check_device(device))?;
         let mut groups = HashMap::new();

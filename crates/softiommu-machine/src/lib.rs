@@ -8,6 +8,7 @@
 //! fault-injection = true     # optional: /proc/self/task/TID/fail-nth works
 //! explain-faults = true      # optional: the walk of each DMA that faults is printed
 //! check-stale = "reuse"      # optional: translations that software forgot to invalidate are reported
+//! trace = "/tmp/trace.json"  # optional: what happens is written there, for https://ui.perfetto.dev
 //!
 //! [[iommu]]                  # one or more
 //! name = "smmu0"
@@ -68,6 +69,9 @@ pub struct Machine {
     /// Translations that software forgot to invalidate are reported, by this rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check_stale: Option<StaleRule>,
+    /// What happens is written to this file, for <https://ui.perfetto.dev>; from the working directory if relative.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<PathBuf>,
     /// Its IOMMUs: one mock, or any number of others.
     #[serde(rename = "iommu")]
     pub iommus: Vec<Iommu>,
@@ -324,6 +328,7 @@ impl Machine {
             fault_injection: false,
             explain_faults: false,
             check_stale: None,
+            trace: None,
             iommus: vec![Iommu { name, model, options }],
             devices: Vec::new(),
         }
@@ -417,6 +422,18 @@ mod tests {
     fn a_machine_survives_its_text() {
         let machine = Machine::default();
         assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
+    }
+
+    #[test]
+    fn a_trace_goes_to_a_file_whose_name_is_text() {
+        use std::os::unix::ffi::OsStrExt;
+        let text = "trace = \"/tmp/a trace.json\"\n[[iommu]]\nmodel = \"mock\"\n";
+        let machine = Machine::from_toml(text).unwrap();
+        assert_eq!(machine.trace.as_deref(), Some(Path::new("/tmp/a trace.json")));
+        assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
+        let trace = Some(PathBuf::from(std::ffi::OsStr::from_bytes(b"/tmp/\xff")));
+        let problem = Machine { trace, ..Machine::default() }.check().unwrap_err().to_string();
+        assert!(problem.contains("/tmp/") && problem.contains("not UTF-8"), "{problem}");
     }
 
     fn refused(text: &str) -> String {

@@ -13,6 +13,7 @@ use softiommu_machine::{Behind, Device, DeviceModel, Machine};
 use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 
 use crate::sysfs::{self, Listed};
+use crate::timeline::Timeline;
 use crate::{MINOR, Report, capability};
 
 /// The major device numbers of `/dev/vfio/devices/*` and of `/dev/vfio/GROUP`: the kernel hands out ones that are free.
@@ -44,13 +45,21 @@ impl Hardware {
         machine: &Machine,
         host: &Arc<Host>,
         report: &Report,
+        timeline: Option<&Arc<Timeline>>,
     ) -> Result<Self, Error> {
         let spawn: Spawn = Arc::new(interpose::spawn);
         let platform = Platform::new(host.phys().clone(), spawn.clone())?;
+        if let Some(timeline) = timeline {
+            platform.observe(timeline.clone());
+        }
         let mut smmus = BTreeMap::new();
         for iommu in &machine.iommus {
             if let Some(options) = iommu.model.smmuv3(&iommu.options) {
-                smmus.insert(iommu.name.clone(), platform.add_smmu(&iommu.name, options)?);
+                let smmu = platform.add_smmu(&iommu.name, options)?;
+                if let Some(timeline) = timeline {
+                    timeline.watch(&iommu.name, smmu.model());
+                }
+                smmus.insert(iommu.name.clone(), smmu);
             }
         }
         let mut streams = Streams::of(machine);
@@ -61,6 +70,9 @@ impl Hardware {
         for (device, address) in machine.devices.iter().zip(addresses) {
             let (iommu_group, group) = groups.of(device);
             let place = place(device, &smmus, &mut streams, &iommu_group);
+            if let (Some(timeline), Place::Smmu { smmu, stream_id, .. }) = (timeline, &place) {
+                timeline.add_stream(smmu.name(), *stream_id, &device.name);
+            }
             let (core, port) = platform.add_device(&device.name, &place)?;
             let Some(model) = device.model else { continue };
             let make = |bus| -> Arc<dyn vfio::Device> {
@@ -86,6 +98,9 @@ impl Hardware {
         let iommufd = Iommufd::new(host.phys().clone(), MINOR, None)
             .grant(&granted)
             .doorbells(platform.doorbells());
+        if let Some(timeline) = timeline {
+            iommufd.observe(timeline.clone());
+        }
         Ok(Self { platform, iommufd: Arc::new(iommufd), devices, groups })
     }
 
