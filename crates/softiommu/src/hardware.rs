@@ -6,7 +6,7 @@ use std::sync::Arc;
 use devices::Ioat;
 use host_linux::Host;
 use interpose::{Node, PathTable, Tree};
-use iommu::Group as IommuGroup;
+use iommu::{Group as IommuGroup, ReservedKind, ReservedRegion};
 use iommufd::Iommufd;
 use platform::{DeviceOptions, Place, Platform, Smmu, Spawn};
 use softiommu_machine::{Behind, Device, DeviceModel, Machine};
@@ -69,7 +69,8 @@ impl Hardware {
         let addresses = machine.addresses().unwrap_or_default();
         for (device, address) in machine.devices.iter().zip(addresses) {
             let (iommu_group, group) = groups.of(device);
-            let place = place(device, &smmus, &mut streams, &iommu_group);
+            let window = machine.msi_window();
+            let place = place(device, &smmus, &mut streams, &iommu_group, window);
             if let (Some(timeline), Place::Smmu { smmu, stream_id, .. }) = (timeline, &place) {
                 timeline.add_stream(smmu.name(), *stream_id, &device.name);
             }
@@ -189,12 +190,17 @@ fn place<'a>(
     smmus: &'a BTreeMap<String, Arc<Smmu>>,
     streams: &mut Streams,
     group: &'a Arc<IommuGroup>,
+    window: (u64, u64),
 ) -> Place<'a> {
     let Behind::Iommu(name) = &device.iommu else { return Place::Direct };
     let Some(smmu) = smmus.get(name) else { return Place::Direct };
     let stream_id = device.stream_id.unwrap_or_else(|| streams.next(name));
     let Device { pasid_bits, ats, pri, .. } = *device;
-    let options = DeviceOptions { pasid_bits, ats, pri, ..DeviceOptions::default() };
+    let region = |first, last, kind| ReservedRegion { range: first..=last, kind };
+    let mut reserved = vec![region(window.0, window.1, ReservedKind::SwMsi)];
+    let more = device.reserved.iter();
+    reserved.extend(more.map(|more| region(more.first, more.last, ReservedKind::Reserved)));
+    let options = DeviceOptions { pasid_bits, ats, pri, reserved, ..DeviceOptions::default() };
     Place::Smmu { smmu, stream_id, options, group }
 }
 

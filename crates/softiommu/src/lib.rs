@@ -31,7 +31,7 @@ use crate::timeline::Timeline;
 
 pub use softiommu_machine::{
     Behind, Device, DeviceModel, Error as MachineError, Grant, Iommu, Machine, Model, Overrides,
-    PciAddress, StaleRule,
+    PciAddress, Reserved, StaleRule,
 };
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
