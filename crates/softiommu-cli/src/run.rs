@@ -64,7 +64,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "RULE", num_args = 0..=1, require_equals = true, default_missing_value = "reuse")]
     check_stale: Option<StaleRule>,
 
-    /// Write what happens to a file that https://ui.perfetto.dev opens: ioctls of each thread; commands, events
+    /// Write what happens to a file that the Perfetto UI (ui.perfetto.dev) opens: ioctls of each thread; commands, events
     /// and errors of each SMMU; DMA, MSIs and faults of each device; invalidations and events of each vIOMMU
     ///
     /// All processes that the program starts write to this one file, each under its own process ID. Calls of a
