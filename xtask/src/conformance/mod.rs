@@ -1,7 +1,6 @@
 //! `cargo xtask conformance`: does a program that was written for the kernel's
 //! iommufd find it in ours? The judges are the kernel's own headers and selftests.
 
-mod apt;
 mod build;
 mod expected;
 mod hugepages;
@@ -18,6 +17,9 @@ use hugepages::HugePages;
 use report::Report;
 use run::Runner;
 use source::Source;
+
+pub(crate) use run::build_softiommu;
+pub(crate) use source::cache_directory;
 
 /// Command line.
 #[derive(clap::Args)]
