@@ -49,6 +49,8 @@ const WITH_KNOBS: &[&str] = &[
     "/sys/kernel/iommu_groups",
     "/sys/class/iommu",
     "/sys/class/vfio-dev",
+    "/sys/module/vfio",
+    "/sys/module/iommufd",
 ];
 /// How many of them are the knobs'.
 const KNOBS: usize = 2;

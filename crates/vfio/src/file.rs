@@ -98,7 +98,7 @@ pub(crate) fn ioctl(
             irqs::set(&binding.function, task, arg, prepare)
         }
         nr::VFIO_DEVICE_RESET => {
-            binding.function.open();
+            binding.function.reset();
             Ok(())
         }
         nr::VFIO_DEVICE_FEATURE => feature(task, arg),
@@ -214,7 +214,7 @@ fn hot_reset(
     if !owned {
         return Err(Error::Invalid("the descriptor is not the device's group"));
     }
-    binding.function.open();
+    binding.function.reset();
     Ok(())
 }
 

@@ -200,7 +200,8 @@ impl Function {
         }
     }
 
-    /// A function level reset. Interrupts stay configured, as after the kernel's.
+    /// A function level reset. As after the kernel's, which restores configuration space, the device is still enabled, and
+    /// interrupts are still configured.
     pub(crate) fn reset(&self) {
         // No DMA and no message from here on, whatever the device is in the middle of.
         self.shared.master.store(false, Ordering::Release);
@@ -209,20 +210,27 @@ impl Function {
         self.port.reset();
         self.port.halt(false);
         self.interrupts().set_level(false);
-        self.config.lock().reset();
-        self.interrupts().disable_line(false);
+        let config = self.config.lock();
+        self.shared.master.store(config.is_master(), Ordering::Release);
     }
 
-    /// A device that is opened, or reset while it is, decodes its BARs.
-    pub(crate) fn open(&self) {
+    /// Configuration space as after power-on, and then a reset.
+    fn clean(&self) {
+        self.config.lock().reset();
+        self.interrupts().disable_line(false);
         self.reset();
+    }
+
+    /// A device that is opened decodes its BARs.
+    pub(crate) fn open(&self) {
+        self.clean();
         self.config.lock().write(4, &[0b10, 0]);
     }
 
     /// It is given back.
     pub(crate) fn close(&self) {
         self.interrupts().close();
-        self.reset();
+        self.clean();
     }
 }
 
