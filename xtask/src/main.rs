@@ -33,9 +33,9 @@ enum Task {
     /// unmodified, under `softiommu run`
     #[command(after_help = CONFORMANCE_HELP)]
     Conformance(conformance::Options),
-    /// Unmodified QEMU from Debian passes devices to a stock Debian kernel, under `softiommu run`
+    /// QEMU and DPDK as Debian has them, with devices of ours, under `softiommu run`
     #[command(after_help = CLIENTS_HELP)]
-    Clients,
+    Clients(clients::Options),
 }
 
 const CONFORMANCE_HELP: &str = "\
@@ -60,17 +60,17 @@ Examples:
 Exit status: 0 if no case failed or is missing, 1 if one did, 2 if the run could not be done.";
 
 const CLIENTS_HELP: &str = "\
-QEMU, the kernel and busybox come as packages from the Debian mirror this machine already uses, into
+QEMU, DPDK, a kernel and busybox come as packages from the Debian mirror this machine already uses, into
 $XDG_CACHE_HOME/softiommu or ~/.cache/softiommu. Nothing is installed, and root is not needed.
 
-Exit status: 0 if every guest did all it should, 1 if one did not, 2 if it could not be tried.";
+Exit status: 0 if every client did all it should, 1 if one did not, 2 if it could not be tried.";
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Task::Demo => demo::run().map(|()| true),
         Task::Test => test::run().map(|()| true),
         Task::Conformance(options) => conformance::run(&options),
-        Task::Clients => clients::run(),
+        Task::Clients(options) => clients::run(&options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

@@ -145,7 +145,7 @@ fn an_engine_is_armed_by_a_chain_and_fills() {
     assert_eq!(engine.status(), HALTED);
     engine.device.write_all_at(&IOVA.to_le_bytes(), CHANNEL + 0x10).unwrap();
     assert_eq!(engine.status(), ARMED);
-    let fill = [20 | 1 << 56, 0x0807_0605_0403_0201, IOVA + 0x5000, IOVA, 0, 0, 0, 0u64];
+    let fill = [0x14 | 1 << 56, 0x0807_0605_0403_0201, IOVA + 0x5000, IOVA, 0, 0, 0, 0u64];
     engine.put(0, &fill.map(u64::to_le_bytes).concat());
     engine.device.write_all_at(&1u16.to_le_bytes(), CHANNEL + 6).unwrap();
     while engine.status() != DONE {

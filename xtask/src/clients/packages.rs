@@ -1,4 +1,4 @@
-//! QEMU, a kernel and busybox: Debian's packages, unpacked beside the system.
+//! QEMU, a kernel, busybox and DPDK: Debian's packages, unpacked beside the system.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,9 +9,10 @@ use crate::{Result, command};
 
 const QEMU: &str = "qemu-system-x86";
 const BUSYBOX: &str = "busybox-static";
+const DPDK: [&str; 2] = ["dpdk-dev", "librte-meta-dma"];
 const KERNEL: &str = "linux-image-amd64";
-/// Written when everything is unpacked: the version of this list.
-const STAMP: (&str, &str) = (".complete", "1");
+/// Written when everything is unpacked: the packages.
+const STAMP: &str = ".complete";
 
 /// Unpacked packages.
 pub(super) struct Packages {
@@ -23,8 +24,9 @@ impl Packages {
     pub(super) fn obtain() -> Result<Self> {
         let cache = cache_directory()?.join("clients");
         let root = cache.join("root");
-        let (stamp, version) = STAMP;
-        if std::fs::read_to_string(cache.join(stamp)).is_ok_and(|found| found == version) {
+        let packages = [&[QEMU, BUSYBOX], &DPDK[..]].concat();
+        let all = [&packages[..], &[KERNEL]].concat().join(" ");
+        if std::fs::read_to_string(cache.join(STAMP)).is_ok_and(|found| found == all) {
             return Ok(Self { root });
         }
         let _ = std::fs::remove_dir_all(&cache);
@@ -37,30 +39,42 @@ impl Packages {
         let apt = Apt::update(&mirror, &[&release, &backports], &work)?;
         let kernel = apt.dependency(KERNEL, "linux-image-")?;
         println!(
-            "downloading {QEMU}, {kernel}, {BUSYBOX} and what they need from {release} (some 150 MB, once)"
+            "downloading {kernel}, {} and what they need from {release} (some 200 MB, once)",
+            packages.join(", ")
         );
-        let files = apt.download_with_needs(&backports, &[QEMU, BUSYBOX])?;
+        let files = apt.download_with_needs(&backports, &packages)?;
         let kernel = apt.download(&kernel, None)?;
         for file in files.iter().chain([&kernel]) {
             command::output(Command::new("dpkg-deb").arg("-x").arg(file).arg(&root))?;
         }
         std::fs::remove_dir_all(&work)?;
-        std::fs::write(cache.join(stamp), version)?;
+        std::fs::write(cache.join(STAMP), all)?;
         Ok(Self { root })
     }
 
-    /// QEMU, about to be run.
-    pub(super) fn qemu(&self, before: &[String]) -> Command {
-        let (first, rest) = before.split_first().expect("a command stands before QEMU");
-        let mut command = Command::new(first);
-        command.args(rest).arg(self.root.join("usr/bin/qemu-system-x86_64"));
-        let libraries = ["usr/lib", "lib"].map(|top| self.root.join(top).join("x86_64-linux-gnu"));
-        // Neither has a colon in it: they are ours.
-        command.env("LD_LIBRARY_PATH", std::env::join_paths(libraries).unwrap_or_default());
+    /// Has `command` run QEMU.
+    pub(super) fn qemu(&self, command: &mut Command) {
+        self.run(command, "qemu-system-x86_64");
         for data in ["seabios", "qemu"] {
             command.arg("-L").arg(self.root.join("usr/share").join(data));
         }
-        command
+    }
+
+    /// Has `command` run DPDK's tests; where its drivers are.
+    pub(super) fn dpdk_test(&self, command: &mut Command) -> Result<PathBuf> {
+        self.run(command, "dpdk-test");
+        let all = self.root.join("usr/lib/x86_64-linux-gnu/dpdk");
+        let pmds =
+            |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("pmds-");
+        let found = std::fs::read_dir(all)?.flatten().find(pmds);
+        found.map(|entry| entry.path()).ok_or_else(|| "DPDK's packages have no drivers".into())
+    }
+
+    fn run(&self, command: &mut Command, program: &str) {
+        let libraries = ["usr/lib", "lib"].map(|top| self.root.join(top).join("x86_64-linux-gnu"));
+        // Neither has a colon in it: they are ours.
+        command.env("LD_LIBRARY_PATH", std::env::join_paths(libraries).unwrap_or_default());
+        command.arg(self.root.join("usr/bin").join(program));
     }
 
     pub(super) fn busybox(&self) -> Result<PathBuf> {
