@@ -6,7 +6,9 @@
 //! | [`Ioat`] | the DMA engine of Intel's servers (CB3): copies memory |
 #![forbid(unsafe_code)]
 
+mod image;
 mod ioat;
 mod worker;
 
+pub use image::{Image, ImageError};
 pub use ioat::Ioat;
