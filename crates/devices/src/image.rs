@@ -89,6 +89,8 @@ fn fix(path: Option<&Path>, len: u64, block: u32) -> String {
 /// What a disk consists of. Every access goes to the file, of which nothing is kept.
 pub struct Image {
     file: Box<dyn AsFd + Send + Sync>,
+    /// `None`: it is memory.
+    path: Option<PathBuf>,
     len: u64,
     read_only: bool,
     /// It cannot shrink.
@@ -121,7 +123,8 @@ impl Image {
             error => failed(error),
         })?;
         let len = length(file.as_fd()).map_err(failed)?;
-        Ok(Self { file: Box::new(file), len, read_only, sealed: false })
+        let path = Some(path.to_owned());
+        Ok(Self { file: Box::new(file), path, len, read_only, sealed: false })
     }
 
     /// `len` bytes of memory, zero at first. What was never written costs nothing.
@@ -136,7 +139,7 @@ impl Image {
         };
         let file =
             make().map_err(|error: Errno| ImageError::Memory { len, source: error.into() })?;
-        Ok(Self { file: Box::new(file), len, read_only: false, sealed: true })
+        Ok(Self { file: Box::new(file), path: None, len, read_only: false, sealed: true })
     }
 
     /// The same, refusing writes.
@@ -155,16 +158,17 @@ impl Image {
         Ok(Self { file: Box::new(file), ..self })
     }
 
-    /// Whether a disk with blocks of `block` bytes can consist of it. `what` is the image for people, `path` its file.
-    pub fn check_blocks(&self, path: Option<&Path>, block: u32) -> Result<(), ImageError> {
+    /// Whether a disk with blocks of `block` bytes can consist of it.
+    pub fn check_blocks(&self, block: u32) -> Result<(), ImageError> {
         if self.len != 0 && self.len.is_multiple_of(block.into()) {
             return Ok(());
         }
-        let what = match path {
+        let path = self.path.clone();
+        let what = match &path {
             Some(path) => format!("the disk image {}", path.display()),
             None => "a disk of memory".to_owned(),
         };
-        Err(ImageError::Size { what, path: path.map(Path::to_owned), len: self.len, block })
+        Err(ImageError::Size { what, path, len: self.len, block })
     }
 
     /// Its size in bytes, when it was opened.
@@ -354,14 +358,12 @@ mod tests {
     #[test]
     fn what_is_no_disk_is_refused_with_its_name_and_what_to_do() {
         let (dir, path) = file(1000);
-        let check = |image: &Image, path: Option<&Path>| {
-            image.check_blocks(path, 512).unwrap_err().to_string()
-        };
-        let error = check(&Image::open(&path, true).unwrap(), Some(&path));
+        let check = |image: Image| image.check_blocks(512).unwrap_err().to_string();
+        let error = check(Image::open(&path, true).unwrap());
         assert!(error.contains("1000 bytes") && error.contains("truncate -s 1024"), "{error}");
-        let error = check(&Image::memory(0).unwrap(), None);
+        let error = check(Image::memory(0).unwrap());
         assert!(error.contains("memory = \"512\""), "{error}");
-        Image::memory(512).unwrap().check_blocks(None, 512).unwrap();
+        Image::memory(512).unwrap().check_blocks(512).unwrap();
         let refused = |path: &Path| Image::open(path, true).err().unwrap().to_string();
         let error = refused(dir.path());
         assert!(error.contains("neither a file nor a block device"), "{error}");
