@@ -51,6 +51,14 @@ pub enum ImageError {
         /// Bytes in a block.
         block: u32,
     },
+    /// There is no descriptor for it.
+    #[error(
+        "there is no file descriptor left for a disk: {source}; raise the limit with `ulimit -n`"
+    )]
+    Descriptor {
+        /// Why.
+        source: io::Error,
+    },
     /// There is not so much memory.
     #[error("there is no memory for a disk of {len} bytes: {source}")]
     Memory {
@@ -152,10 +160,13 @@ impl Image {
     pub fn held_by<H: AsFd + Send + Sync + 'static>(
         self,
         hold: impl FnOnce(OwnedFd) -> io::Result<H>,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, ImageError> {
         // The lock belongs to what both descriptors refer to.
-        let file = hold(self.file.as_fd().as_fd().try_clone_to_owned()?)?;
-        Ok(Self { file: Box::new(file), ..self })
+        let held = self.fd().try_clone_to_owned().and_then(hold);
+        match held {
+            Ok(file) => Ok(Self { file: Box::new(file), ..self }),
+            Err(source) => Err(ImageError::Descriptor { source }),
+        }
     }
 
     /// Whether a disk with blocks of `block` bytes can consist of it.

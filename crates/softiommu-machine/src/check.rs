@@ -77,6 +77,7 @@ impl Machine {
 
     fn check_device(&self, device: &Device) -> Result<(), String> {
         let name = &device.name;
+        device.check_disks()?;
         let Behind::Iommu(behind) = &device.iommu else {
             let key = match device {
                 Device { stream_id: Some(_), .. } => "stream-id",

@@ -12,6 +12,7 @@
 //! code. Nothing needs `LD_PRELOAD`, root, or a kernel with iommufd.
 #![forbid(unsafe_code)]
 
+mod disks;
 mod fail_nth;
 mod hardware;
 mod status;
@@ -28,8 +29,8 @@ use crate::fail_nth::{FailNth, Knob};
 use crate::hardware::Hardware;
 
 pub use softiommu_machine::{
-    Behind, Device, DeviceModel, Error as MachineError, Grant, Iommu, Machine, Model, Overrides,
-    PciAddress, StaleRule,
+    Behind, Device, DeviceModel, Disk, Error as MachineError, Grant, Iommu, Machine, Model,
+    Overrides, PciAddress, Size, StaleRule,
 };
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
@@ -100,8 +101,8 @@ fn paths(machine: &Machine, host: &Arc<Host>, report: &Report) -> PathTable {
     } else {
         match Hardware::build(machine, host, report) {
             Ok(hardware) => hardware.add_to(&mut table),
-            // The machine file was checked, so this is memory or threads: there is no machine.
-            Err(error) => tracing::error!(%error, "the machine cannot be built"),
+            // The machine file was checked, so this is an image, memory or threads: there is no machine.
+            Err(error) => report(&format!("softiommu: there is no machine: {error}\n")),
         }
     }
     if machine.fault_injection {

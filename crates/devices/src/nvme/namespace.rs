@@ -6,7 +6,7 @@ use vfio::Bus;
 
 use super::controller::{Controller, Running, Scratch};
 use super::spec::{Status, nvm};
-use crate::image::{Image, ImageError};
+use crate::image::Image;
 
 /// Bytes of the longest data transfer: `MDTS`.
 pub(super) const MAX_TRANSFER: usize = 1 << 20;
@@ -25,11 +25,11 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A disk with blocks of `block` bytes: a power of two, from 512 to 4096.
-    pub fn new(image: Image, block: u32) -> Result<Self, ImageError> {
+    /// A disk with blocks of `block` bytes: a power of two, from 512 to 4096. What is no whole block at the end of the
+    /// image is not part of it: see [`Image::check_blocks`].
+    pub fn new(image: Image, block: u32) -> Self {
         debug_assert!(block.is_power_of_two() && (512..=4096).contains(&block));
-        image.check_blocks(block)?;
-        Ok(Self { image, block_log2: block.trailing_zeros() as u8 })
+        Self { image, block_log2: block.trailing_zeros() as u8 }
     }
 
     /// Its size in blocks.
