@@ -3,10 +3,15 @@
 //!
 //! | device | what it is |
 //! |---|---|
+//! | [`Nvme`] | an NVMe controller: any number of disks |
 //! | [`Ioat`] | the DMA engine of Intel's servers (CB3): copies memory |
 #![forbid(unsafe_code)]
 
+mod image;
 mod ioat;
+mod nvme;
 mod worker;
 
+pub use image::{Image, ImageError};
 pub use ioat::Ioat;
+pub use nvme::{Namespace, Nvme};

@@ -96,6 +96,7 @@ impl Machine {
                 region.first, region.last
             ));
         }
+        device.check_disks()?;
         let Behind::Iommu(behind) = &device.iommu else {
             let key = match device {
                 Device { stream_id: Some(_), .. } => "stream-id",

@@ -28,6 +28,16 @@
 //! address = "0001:00:01.0"   # optional: of PCI; by default the next in segment 1
 //! reserved = [{ first = 0xa0000, last = 0xbffff }]   # optional: IOVAs that no memory is mapped at
 //! mmap = true                # optional: programs may map its registers (x86-64; not for KVM guests)
+//!
+//! [[device]]
+//! name = "disk0"
+//! model = "nvme"             # or virtio-blk
+//! iommu = "smmu0"
+//! image = "disk.img"         # where it is from the machine file; or memory = "64MiB"
+//! read-only = true           # optional
+//! block-size = 4096          # optional: 512 by default
+//! # NVMe can have several disks instead: namespaces = [{ image = "a.img" }, { memory = "1GiB" }]
+//! # virtio-blk can have several queues: queues = 4
 //! ```
 //!
 //! ```
@@ -41,7 +51,9 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod argument;
 mod check;
+mod disk;
 mod overrides;
 
 use std::collections::HashSet;
@@ -52,6 +64,7 @@ use std::str::FromStr;
 use platform::NotAnAddress;
 use serde::{Deserialize, Serialize};
 
+pub use disk::{Disk, Size};
 pub use overrides::Overrides;
 pub use platform::PciAddress;
 
@@ -176,6 +189,58 @@ pub struct Device {
     /// the mapping on to KVM, which has no way to do that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mmap: bool,
+    /// A disk's image file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+    /// A disk's size, if it is in memory: it begins as zeros, and ends with the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
+    /// A disk that cannot be written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// Bytes of a disk's block: a power of two from 512 to 4096, by default 512.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
+    /// Queues of a virtio-blk disk, at most 64; by default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// The disks of an NVMe controller that has several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<Disk>,
+}
+
+impl Device {
+    /// A device that has its name, and for the rest what devices have that do not say.
+    pub fn new(name: impl Into<String>, model: Option<DeviceModel>, iommu: Behind) -> Self {
+        Self {
+            name: name.into(),
+            model,
+            iommu,
+            stream_id: None,
+            group: None,
+            pasid_bits: 0,
+            ats: false,
+            pri: false,
+            address: None,
+            reserved: Vec::new(),
+            mmap: false,
+            image: None,
+            memory: None,
+            read_only: false,
+            block_size: None,
+            queues: None,
+            namespaces: Vec::new(),
+        }
+    }
+
+    /// Its disks: the one that it describes itself, or its namespaces.
+    pub fn disks(&self) -> Vec<Disk> {
+        if self.image.is_none() && self.memory.is_none() {
+            return self.namespaces.clone();
+        }
+        let Self { image, memory, read_only, block_size, .. } = self.clone();
+        vec![Disk { image, memory, read_only, block_size }]
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -189,13 +254,38 @@ fn is_zero(bits: &u8) -> bool {
 pub enum DeviceModel {
     /// Intel's DMA engine (CB3): copies memory.
     Ioat,
+    /// An NVMe controller.
+    Nvme,
+    /// A virtio block device.
+    VirtioBlk,
+}
+
+impl DeviceModel {
+    const ALL: [(&'static str, Self); 3] =
+        [("ioat", Self::Ioat), ("nvme", Self::Nvme), ("virtio-blk", Self::VirtioBlk)];
+
+    /// It has disks.
+    pub fn has_disks(self) -> bool {
+        matches!(self, Self::Nvme | Self::VirtioBlk)
+    }
 }
 
 impl fmt::Display for DeviceModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ioat => f.write_str("ioat"),
-        }
+        let name = Self::ALL.iter().find(|(_, model)| model == self).map_or("", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for DeviceModel {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|(known, _)| *known == name);
+        found.map(|(_, model)| model).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|(name, _)| format!("`{name}`")).collect();
+            format!("no device model is called `{name}`; there are {}", names.join(", "))
+        })
     }
 }
 
@@ -390,7 +480,14 @@ impl Machine {
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, Some(path.to_owned()))
+        let mut machine = Self::parse(&text, Some(path.to_owned()))?;
+        // Images are where they are from the file.
+        let at = path.parent().unwrap_or(Path::new(""));
+        for device in &mut machine.devices {
+            let own = device.namespaces.iter_mut().map(|disk| &mut disk.image);
+            own.chain([&mut device.image]).flatten().for_each(|image| *image = at.join(&image));
+        }
+        Ok(machine)
     }
 
     /// The machine as the text of a machine file.
@@ -431,19 +528,9 @@ impl Machine {
         if model == Model::Mock {
             return machine;
         }
-        machine.devices.push(Device {
-            name: "ioat0".to_owned(),
-            model: Some(DeviceModel::Ioat),
-            iommu: Behind::Iommu(Iommu::default_name()),
-            stream_id: Some(8),
-            group: None,
-            pasid_bits: 0,
-            ats: false,
-            pri: false,
-            address: None,
-            reserved: Vec::new(),
-            mmap: false,
-        });
+        let behind = Behind::Iommu(Iommu::default_name());
+        let engine = Device::new("ioat0", Some(DeviceModel::Ioat), behind);
+        machine.devices.push(Device { stream_id: Some(8), ..engine });
         machine
     }
 }
@@ -554,22 +641,6 @@ mod tests {
         assert!(message.contains("atsc") && message.contains("unknown"), "{message}");
     }
 
-    fn device(name: &str) -> Device {
-        Device {
-            name: name.into(),
-            model: None,
-            iommu: Behind::None,
-            stream_id: None,
-            group: None,
-            pasid_bits: 0,
-            ats: false,
-            pri: false,
-            address: None,
-            reserved: Vec::new(),
-            mmap: false,
-        }
-    }
-
     #[test]
     fn windows_and_reserved_regions_are_checked() {
         let device = "[[device]]\nname = \"a\"\niommu = \"smmu0\"\n";
@@ -594,7 +665,7 @@ mod tests {
     fn devices_have_names_of_their_own_and_a_known_place() {
         let text = "[[iommu]]\nmodel = \"mock\"\n[[device]]\nname = \"a\"\niommu = \"none\"\n";
         let machine = Machine::from_toml(text).unwrap();
-        assert_eq!(machine.devices, [device("a")]);
+        assert_eq!(machine.devices, [Device::new("a", None, Behind::None)]);
         assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
         let twice = format!("{text}[[device]]\nname = \"a\"\niommu = \"none\"\n");
         assert!(refused(&twice).contains("two devices are called `a`"));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use devices::Ioat;
+use devices::{Ioat, Nvme};
 use host_linux::Host;
 use interpose::{Node, PathTable, Tree};
 use iommu::{Group as IommuGroup, ReservedKind, ReservedRegion};
@@ -12,6 +12,7 @@ use platform::{DeviceOptions, Place, Platform, Smmu, Spawn};
 use softiommu_machine::{Behind, Device, DeviceModel, Machine};
 use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 
+use crate::disks::{self, DiskError};
 use crate::sysfs::{self, Listed};
 use crate::timeline::Timeline;
 use crate::{MINOR, Report, capability};
@@ -29,6 +30,10 @@ pub(crate) enum Error {
     Platform(#[from] platform::Error),
     #[error(transparent)]
     Vfio(#[from] vfio::Error),
+    #[error("there is no {0} yet: use nvme")]
+    Model(DeviceModel),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// See the module.
@@ -76,9 +81,17 @@ impl Hardware {
             }
             let (core, port) = platform.add_device(&device.name, &place)?;
             let Some(model) = device.model else { continue };
+            if model == DeviceModel::VirtioBlk {
+                return Err(Error::Model(model));
+            }
+            let disks = disks::open(device)?;
             let make = |bus| -> Arc<dyn vfio::Device> {
                 match model {
                     DeviceModel::Ioat => Ioat::new(bus, &spawn),
+                    DeviceModel::Nvme => {
+                        Nvme::new(bus, &spawn, &device.name, disks::namespaces(disks))
+                    }
+                    DeviceModel::VirtioBlk => unreachable!("refused before"),
                 }
             };
             let function = Function::new(core, port, platform.its(), address, &group, make)?;

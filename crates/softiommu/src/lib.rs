@@ -12,6 +12,7 @@
 //! code. Nothing needs `LD_PRELOAD`, root, or a kernel with iommufd.
 #![forbid(unsafe_code)]
 
+mod disks;
 mod fail_nth;
 mod hardware;
 mod status;
@@ -30,8 +31,8 @@ use crate::hardware::Hardware;
 use crate::timeline::Timeline;
 
 pub use softiommu_machine::{
-    Behind, Device, DeviceModel, Error as MachineError, Grant, Iommu, Machine, Model, Overrides,
-    PciAddress, Reserved, StaleRule,
+    Behind, Device, DeviceModel, Disk, Error as MachineError, Grant, Iommu, Machine, Model,
+    Overrides, PciAddress, Reserved, Size, StaleRule,
 };
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
@@ -129,8 +130,8 @@ fn paths(
     } else {
         match Hardware::build(machine, host, report, timeline.as_ref()) {
             Ok(hardware) => hardware.add_to(&mut table),
-            // The machine file was checked, so this is memory or threads: there is no machine.
-            Err(error) => tracing::error!(%error, "the machine cannot be built"),
+            // The machine file was checked, so this is an image, memory or threads: there is no machine.
+            Err(error) => report(&format!("softiommu: there is no machine: {error}\n")),
         }
     }
     if machine.fault_injection {

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use platform::{Access, DmaError, Port};
 
-use crate::interrupts::Interrupts;
+use crate::interrupts::{Interrupts, Kind};
 
 /// What a function is, in its configuration space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +122,12 @@ impl Bus {
         if let Some(interrupts) = self.shared.interrupts.get() {
             interrupts.set_level(level);
         }
+    }
+
+    /// Whether software has enabled MSI-X, which has masks of its own.
+    pub fn is_msix(&self) -> bool {
+        let kind = self.shared.interrupts.get().and_then(Interrupts::kind);
+        kind == Some(Kind::MsiX)
     }
 
     fn mastering(&self, access: Access) -> Result<(), DmaError> {
