@@ -10,7 +10,6 @@
 mod image;
 mod ioat;
 mod nvme;
-mod worker;
 
 pub use image::{Image, ImageError};
 pub use ioat::Ioat;

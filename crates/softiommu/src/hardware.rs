@@ -13,6 +13,7 @@ use softiommu_machine::{Behind, Device, DeviceModel, Machine};
 use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 
 use crate::disks::{self, DiskError};
+use crate::setup::{self, OwnDevices};
 use crate::sysfs::{self, Listed};
 use crate::timeline::Timeline;
 use crate::{MINOR, Report, capability};
@@ -36,6 +37,12 @@ pub(crate) enum Error {
     Disk(#[from] DiskError),
 }
 
+/// What is behind a function's registers.
+enum What<'a, Disks> {
+    Model(DeviceModel, Disks),
+    Own(&'a setup::Make),
+}
+
 /// See the module.
 pub(crate) struct Hardware {
     platform: Platform,
@@ -48,6 +55,7 @@ impl Hardware {
     /// Builds the machine that a machine file describes, which has been checked.
     pub(crate) fn build(
         machine: &Machine,
+        own: &OwnDevices,
         host: &Arc<Host>,
         report: &Report,
         timeline: Option<&Arc<Timeline>>,
@@ -80,18 +88,23 @@ impl Hardware {
                 timeline.add_stream(smmu.name(), *stream_id, &device.name);
             }
             let (core, port) = platform.add_device(&device.name, &place)?;
-            let Some(model) = device.model else { continue };
-            if model == DeviceModel::VirtioBlk {
-                return Err(Error::Model(model));
-            }
-            let disks = disks::open(device)?;
+            let what = match (device.model, own.get(&device.name)) {
+                (Some(DeviceModel::VirtioBlk), _) => {
+                    return Err(Error::Model(DeviceModel::VirtioBlk));
+                }
+                (Some(model), _) => What::Model(model, disks::open(device)?),
+                (None, Some(make)) => What::Own(make),
+                // DMA only: nothing in /dev/vfio.
+                (None, None) => continue,
+            };
             let make = |bus| -> Arc<dyn vfio::Device> {
-                match model {
-                    DeviceModel::Ioat => Ioat::new(bus, &spawn),
-                    DeviceModel::Nvme => {
+                match what {
+                    What::Own(make) => make(bus, &spawn),
+                    What::Model(DeviceModel::Ioat, _) => Ioat::new(bus, &spawn),
+                    What::Model(DeviceModel::Nvme, disks) => {
                         Nvme::new(bus, &spawn, &device.name, disks::namespaces(disks))
                     }
-                    DeviceModel::VirtioBlk => unreachable!("refused before"),
+                    What::Model(DeviceModel::VirtioBlk, _) => unreachable!("refused before"),
                 }
             };
             let function = Function::new(core, port, platform.its(), address, &group, make)?;

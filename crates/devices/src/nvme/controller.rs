@@ -3,14 +3,13 @@
 use std::sync::atomic::{Ordering, fence};
 
 use parking_lot::{Mutex, MutexGuard};
-use vfio::{Access, Bus};
+use vfio::{Access, Bus, Work};
 
 use super::log::{Failure, Log};
 use super::namespace::Namespace;
 use super::prp::Data;
 use super::spec::{Command, Status};
 use super::state::{Job, State};
-use crate::worker::Work;
 
 /// Commands of one queue before the next has its turn, and before interrupts are raised.
 const BURST: usize = 16;

@@ -1,13 +1,13 @@
 //! A device's own thread: it sleeps until registers give it something to do, and a reset waits for it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use parking_lot::{Condvar, Mutex};
 use platform::Spawn;
-use vfio::Bus;
 
-/// What the thread works off.
-pub(crate) trait Work: Send + Sync + 'static {
+use crate::Bus;
+
+/// What the thread of a [`Worker`] works off: the device's state, which registers change meanwhile.
+pub trait Work: Send + Sync + 'static {
     /// A bus for the thread.
     fn bus(&self) -> Bus;
 
@@ -15,8 +15,11 @@ pub(crate) trait Work: Send + Sync + 'static {
     fn step(&self, bus: &mut Bus) -> bool;
 }
 
-/// See the module.
-pub(crate) struct Worker {
+/// A device's own thread, for its DMA: it sleeps until registers give it something to do, and a reset waits for it.
+///
+/// Its locks are the standard library's, because a device may find itself in a forked child, where `parking_lot` would
+/// look for threads that are not there.
+pub struct Worker {
     name: &'static str,
     spawn: Spawn,
     state: Mutex<State>,
@@ -33,14 +36,23 @@ struct State {
 }
 
 impl Worker {
-    pub(crate) fn new(name: &'static str, spawn: &Spawn) -> Arc<Self> {
+    /// A thread, which starts when there is something to do.
+    pub fn new(name: &'static str, spawn: &Spawn) -> Arc<Self> {
         let (state, changed) = (Mutex::default(), Condvar::new());
         Arc::new(Self { name, spawn: spawn.clone(), state, changed })
     }
 
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// There is something to do. The first call starts the thread.
-    pub(crate) fn kick(self: &Arc<Self>, work: &Arc<impl Work>) {
-        let mut state = self.state.lock();
+    pub fn kick(self: &Arc<Self>, work: &Arc<impl Work>) {
+        let mut state = self.lock();
         state.wanted = true;
         let process = std::process::id();
         if state.thread_of != Some(process) {
@@ -55,28 +67,28 @@ impl Worker {
     }
 
     /// Waits until the thread rests, or does not exist. What it works on must have been taken away.
-    pub(crate) fn rest(&self) {
-        let mut state = self.state.lock();
+    pub fn rest(&self) {
+        let mut state = self.lock();
         state.wanted = false;
         while state.busy && state.thread_of == Some(std::process::id()) {
-            self.changed.wait(&mut state);
+            state = self.wait(state);
         }
     }
 
     /// Ends the thread.
-    pub(crate) fn close(&self) {
-        self.state.lock().closed = true;
+    pub fn close(&self) {
+        self.lock().closed = true;
         self.changed.notify_all();
     }
 
     fn run(&self, mut step: impl FnMut() -> bool) {
         loop {
             {
-                let mut state = self.state.lock();
+                let mut state = self.lock();
                 state.busy = false;
                 self.changed.notify_all();
                 while !state.wanted && !state.closed {
-                    self.changed.wait(&mut state);
+                    state = self.wait(state);
                 }
                 if state.closed {
                     return;
