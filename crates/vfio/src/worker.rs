@@ -1,8 +1,8 @@
 //! A device's own thread: it sleeps until registers give it something to do, and a reset waits for it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use platform::Spawn;
+use platform::{Monitor, Spawn};
 
 use crate::Bus;
 
@@ -16,14 +16,10 @@ pub trait Work: Send + Sync + 'static {
 }
 
 /// A device's own thread, for its DMA: it sleeps until registers give it something to do, and a reset waits for it.
-///
-/// Its locks are the standard library's, because a device may find itself in a forked child, where `parking_lot` would
-/// look for threads that are not there.
 pub struct Worker {
     name: &'static str,
     spawn: Spawn,
-    state: Mutex<State>,
-    changed: Condvar,
+    state: Monitor<State>,
 }
 
 #[derive(Default)]
@@ -38,21 +34,12 @@ struct State {
 impl Worker {
     /// A thread, which starts when there is something to do.
     pub fn new(name: &'static str, spawn: &Spawn) -> Arc<Self> {
-        let (state, changed) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { name, spawn: spawn.clone(), state, changed })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+        Arc::new(Self { name, spawn: spawn.clone(), state: Monitor::default() })
     }
 
     /// There is something to do. The first call starts the thread.
     pub fn kick(self: &Arc<Self>, work: &Arc<impl Work>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.wanted = true;
         let process = std::process::id();
         if state.thread_of != Some(process) {
@@ -63,32 +50,32 @@ impl Worker {
                 state.thread_of = Some(process);
             }
         }
-        self.changed.notify_all();
+        self.state.notify();
     }
 
     /// Waits until the thread rests, or does not exist. What it works on must have been taken away.
     pub fn rest(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.wanted = false;
         while state.busy && state.thread_of == Some(std::process::id()) {
-            state = self.wait(state);
+            state = self.state.wait(state);
         }
     }
 
     /// Ends the thread.
     pub fn close(&self) {
-        self.lock().closed = true;
-        self.changed.notify_all();
+        self.state.lock().closed = true;
+        self.state.notify();
     }
 
     fn run(&self, mut step: impl FnMut() -> bool) {
         loop {
             {
-                let mut state = self.lock();
+                let mut state = self.state.lock();
                 state.busy = false;
-                self.changed.notify_all();
+                self.state.notify();
                 while !state.wanted && !state.closed {
-                    state = self.wait(state);
+                    state = self.state.wait(state);
                 }
                 if state.closed {
                     return;
