@@ -4,14 +4,18 @@
 //! | device | what it is |
 //! |---|---|
 //! | [`Nvme`] | an NVMe controller: any number of disks |
+//! | [`VirtioBlk`] | a virtio block device: one disk |
 //! | [`Ioat`] | the DMA engine of Intel's servers (CB3): copies memory |
 #![forbid(unsafe_code)]
 
 mod image;
 mod ioat;
 mod nvme;
+mod scatter;
+mod virtio;
 mod worker;
 
 pub use image::{Image, ImageError};
 pub use ioat::Ioat;
 pub use nvme::{Namespace, Nvme};
+pub use virtio::VirtioBlk;

@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use devices::{Ioat, Nvme};
 use host_linux::Host;
 use interpose::{Node, PathTable, Tree};
 use iommu::Group as IommuGroup;
 use iommufd::Iommufd;
 use platform::{DeviceOptions, Place, Platform, Smmu, Spawn};
-use softiommu_machine::{Behind, Device, DeviceModel, Machine};
+use softiommu_machine::{Behind, Device, Machine};
 use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 
-use crate::disks::{self, DiskError};
+use crate::backed::{Backed, DiskError};
 use crate::sysfs::{self, Listed};
 use crate::{MINOR, Report, capability};
 
@@ -29,8 +28,6 @@ pub(crate) enum Error {
     Platform(#[from] platform::Error),
     #[error(transparent)]
     Vfio(#[from] vfio::Error),
-    #[error("there is no {0} yet: use nvme")]
-    Model(DeviceModel),
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
@@ -68,19 +65,8 @@ impl Hardware {
             let place = place(device, &smmus, &mut streams, &iommu_group);
             let (core, port) = platform.add_device(&device.name, &place)?;
             let Some(model) = device.model else { continue };
-            if model == DeviceModel::VirtioBlk {
-                return Err(Error::Model(model));
-            }
-            let disks = disks::open(device)?;
-            let make = |bus| -> Arc<dyn vfio::Device> {
-                match model {
-                    DeviceModel::Ioat => Ioat::new(bus, &spawn),
-                    DeviceModel::Nvme => {
-                        Nvme::new(bus, &spawn, &device.name, disks::namespaces(disks))
-                    }
-                    DeviceModel::VirtioBlk => unreachable!("refused before"),
-                }
-            };
+            let backed = Backed::open(device, model)?;
+            let make = |bus| backed.make(device, bus, &spawn);
             let function = Function::new(core, port, platform.its(), address, &group, make)?;
             let iommu = match &device.iommu {
                 Behind::Iommu(name) => Some(name.clone()),

@@ -48,6 +48,12 @@ pub trait Device: Send + Sync {
         false
     }
 
+    /// Its vendor-specific capabilities (09h): of each, what follows the byte with its length. There is room for 80 bytes,
+    /// 3 of each being the header.
+    fn capabilities(&self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
     /// Reads registers: `data` is 1, 2, 4 or 8 bytes at an offset that is a multiple of that, inside the BAR.
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]);
 

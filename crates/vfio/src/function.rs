@@ -52,7 +52,8 @@ impl Function {
         if counts.msix > 0 {
             bars[MSIX_BAR] = MSIX_BAR_SIZE;
         }
-        let config = Config::new(&emulated.identity(), bars, counts, port.capabilities());
+        let (identity, own) = (emulated.identity(), emulated.capabilities());
+        let config = Config::new(&identity, bars, counts, port.capabilities(), &own);
         let config = Mutex::new(config);
         let (bound, in_group) = (AtomicBool::new(false), group.clone());
         let function =
