@@ -1,7 +1,7 @@
 //! The I/OAT DMA engine, version 3.3: one channel that works off a chain of descriptors in memory.
 //!
 //! Registers and descriptors are those of Intel's CB3 devices, as Linux's `ioatdma` and the kernel's VFIO selftests
-//! drive them. Of the operations it has the copy, the null descriptor and none of the RAID ones.
+//! drive them. Of the operations it has the copy, the fill, the null descriptor and none of the RAID ones.
 //!
 //! One thing is ours: an engine with PASIDs looks at the reserved word at byte 32 of a copy descriptor (`rsv1`), which
 //! drivers that do not know of it leave zero. An engine without PASIDs ignores it, as hardware does.
@@ -21,7 +21,7 @@ use vfio::{Access, Bus, Device, Identity};
 use crate::worker::{Work, Worker};
 
 /// The log2 of the longest copy of one descriptor, in bytes.
-const XFERCAP: u8 = 20;
+const XFERCAP: u8 = 16;
 const BAR_SIZE: u64 = 16 << 10;
 
 /// Registers of the device.
@@ -53,8 +53,10 @@ mod channel {
     pub(super) const END: u64 = 0x80;
 }
 
-/// `CHANCTRL`: lets the channel interrupt once more.
+/// `CHANCTRL`: lets the channel interrupt once more; has errors write the completion, and interrupt.
 const INT_REARM: u16 = 1;
+const ERR_COMPLETION_EN: u16 = 1 << 2;
+const ERR_INT_EN: u16 = 1 << 4;
 
 /// `CHANCMD`.
 const CMD_SUSPEND: u8 = 1 << 2;
@@ -66,6 +68,8 @@ const ACTIVE: u64 = 0;
 const DONE: u64 = 1;
 const SUSPENDED: u64 = 2;
 const HALTED: u64 = 3;
+/// There is a chain, and nothing to do yet.
+const ARMED: u64 = 4;
 
 /// `CHANERR`.
 const NEXT_DESCRIPTOR_ADDRESS: u32 = 1 << 2;
@@ -81,6 +85,8 @@ const CTL_COMPL_WRITE: u32 = 1 << 3;
 const CTL_NULL: u32 = 1 << 5;
 const OP_SHIFT: u32 = 24;
 const OP_COPY: u32 = 0;
+/// The source is eight bytes, which are repeated.
+const OP_FILL: u32 = 1;
 
 /// The word at byte 32 of a descriptor (`rsv1`), of which we make use: see the module.
 const PROCESS_VALID: u32 = 1 << 31;
@@ -271,6 +277,9 @@ impl Device for Ioat {
             0x10..0x18 => {
                 state.chain = merged(state.chain, offset - channel::CHAINADDR, data);
                 (state.next, state.count, state.done) = (state.chain, 0, 0);
+                if state.status == HALTED && state.error == 0 {
+                    state.status = ARMED;
+                }
             }
             0x18..0x20 => {
                 state.completion = merged(state.completion, offset - channel::CHANCMP, data);
@@ -384,8 +393,8 @@ impl Work for Engine {
             Err(error) => {
                 state.error |= error;
                 state.status = HALTED;
-                // Whoever waits for this one hears of the error.
-                (CTL_INT_EN, true)
+                let interrupt = if state.control & ERR_INT_EN != 0 { CTL_INT_EN } else { 0 };
+                (interrupt, state.control & ERR_COMPLETION_EN != 0)
             }
         };
         if state.status == ACTIVE && state.done == state.count {
@@ -423,7 +432,8 @@ impl Engine {
         if descriptor.control & CTL_NULL != 0 {
             return Ok(descriptor);
         }
-        if descriptor.control >> OP_SHIFT != OP_COPY {
+        let operation = descriptor.control >> OP_SHIFT;
+        if operation != OP_COPY && operation != OP_FILL {
             return Err(CONTROL);
         }
         if descriptor.size > 1 << XFERCAP {
@@ -436,7 +446,12 @@ impl Engine {
             ..Access::at(address)
         };
         let mut data = vec![0; descriptor.size as usize];
-        bus.read(at(descriptor.source), &mut data).map_err(|_| READ_DATA)?;
+        if operation == OP_COPY {
+            bus.read(at(descriptor.source), &mut data).map_err(|_| READ_DATA)?;
+        } else {
+            let pattern = descriptor.source.to_le_bytes();
+            data.iter_mut().zip(pattern.iter().cycle()).for_each(|(byte, with)| *byte = *with);
+        }
         bus.write(at(descriptor.destination), &data).map_err(|_| WRITE_DATA)?;
         Ok(descriptor)
     }

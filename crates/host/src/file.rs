@@ -125,20 +125,7 @@ pub enum MappedMemory {
         /// …from this offset in bytes.
         offset: u64,
     },
-    /// Registers: each access of the program is carried out by them.
-    Registers {
-        /// They…
-        registers: Arc<dyn Registers>,
-        /// …from this offset in bytes.
-        offset: u64,
-    },
-}
-
-/// Registers of a device that programs can map.
-pub trait Registers: Send + Sync {
-    /// A program reads `data.len()` bytes at `offset`: 1, 2, 4, 8 or 16, aligned or not, inside what was mapped.
-    fn read(&self, offset: u64, data: &mut [u8]);
-
-    /// A program writes, likewise.
-    fn write(&self, offset: u64, data: &[u8]);
+    /// Registers: each access of the program, of 1 to 16 bytes, is a `pread` or `pwrite` at the offset of the file that
+    /// is mapped there. Reads of what does not answer give all ones.
+    Registers,
 }

@@ -23,9 +23,7 @@ mod file;
 mod mm;
 mod task;
 
-pub use file::{
-    CharDevice, File, FileMode, MappedMemory, MmapBacking, MmapRequest, Notify, Registers,
-};
+pub use file::{CharDevice, File, FileMode, MappedMemory, MmapBacking, MmapRequest, Notify};
 pub use mm::{
     Access, BusError, Fault, FilePinError, KernelFile, Mm, MmCounters, PhysAllocation, PhysMemory,
     PhysRun, User,

@@ -1,13 +1,16 @@
 //! Calls on emulated descriptors, whoever serves them.
 
 use std::ffi::c_int;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use host::{Errno, FileMode, MmapBacking, MmapRequest};
 
+use host_linux::PrivateFd;
+
 use crate::client;
 use crate::handle::LocalFile;
+use crate::observe;
 use crate::process::{Behind, current};
 use crate::task::LocalTask;
 use crate::wire::Tag;
@@ -49,7 +52,11 @@ impl Identity {
 
 pub(crate) fn ioctl(fd: RawFd, cmd: u32, arg: u64) -> Result<c_int, Errno> {
     let result = match server(fd)? {
-        Server::Here(file, task) => file.file.ioctl(&task, cmd, arg),
+        Server::Here(file, task) => {
+            let process = task.process();
+            let caller = || (process.pid(), crate::open::tid());
+            observe::ioctl(process, &file, caller, &task, cmd, arg)
+        }
         Server::Elsewhere => client::ioctl(fd, cmd, arg),
     };
     tracing::trace!(fd, cmd = format_args!("{cmd:#x}"), ?result, "ioctl");
@@ -77,6 +84,51 @@ pub(crate) fn write(fd: RawFd, buf: u64, len: usize, pos: Option<u64>) -> Result
     };
     tracing::trace!(fd, len, ?pos, ?result, "write");
     result.map(|n| n as isize)
+}
+
+/// An emulated file that stays open without a descriptor of the program's.
+pub(crate) enum Held {
+    Here(Arc<LocalFile>),
+    Elsewhere(PrivateFd),
+}
+
+impl Held {
+    pub(crate) fn new(fd: RawFd) -> Result<Self, Errno> {
+        match server(fd)? {
+            Server::Here(file, _) => Ok(Self::Here(file)),
+            Server::Elsewhere => {
+                // SAFETY: the program's descriptor, open during its own call.
+                let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+                let copy = rustix::io::fcntl_dupfd_cloexec(fd, 0)?;
+                Ok(Self::Elsewhere(PrivateFd::new(copy).map_err(|_| Errno::MFILE)?))
+            }
+        }
+    }
+
+    /// Whether all of `data` was read.
+    pub(crate) fn read(&self, pos: u64, data: &mut [u8]) -> bool {
+        let (buf, len, pos) = (data.as_mut_ptr() as u64, data.len(), Some(pos));
+        let result = match self {
+            Self::Here(file) => {
+                LocalTask::current().and_then(|task| file.file.read(&task, buf, len, pos))
+            }
+            Self::Elsewhere(fd) => client::transfer(Tag::Read, fd.as_raw_fd(), buf, len, pos),
+        };
+        result == Ok(len)
+    }
+
+    pub(crate) fn write(&self, pos: u64, data: &[u8]) {
+        let (buf, len, pos) = (data.as_ptr() as u64, data.len(), Some(pos));
+        let result = match self {
+            Self::Here(file) => {
+                LocalTask::current().and_then(|task| file.file.write(&task, buf, len, pos))
+            }
+            Self::Elsewhere(fd) => client::transfer(Tag::Write, fd.as_raw_fd(), buf, len, pos),
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "a write to mapped registers is lost");
+        }
+    }
 }
 
 pub(crate) fn identity(fd: RawFd) -> Result<Identity, Errno> {

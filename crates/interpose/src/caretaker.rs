@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::process::{Process, existing};
+use crate::process::{Inside, Process, existing};
 use crate::sys::syscall6;
 use crate::{fork, hooks, server};
 
@@ -36,16 +36,33 @@ impl Caretaker {
 /// nobody else holds is noticed by the caretaker.
 pub(crate) fn before_exec() -> Option<Caretaker> {
     let process = existing().filter(|process| !fork::unnoticed() && !process.is_borrowed())?;
-    if process.slab.read().serves() { start(process) } else { None }
+    let caretaker = if process.slab.read().serves() { start(process) } else { None };
+    end(process);
+    caretaker
 }
 
 /// Before exit: gives up this process's own descriptors, and leaves a caretaker
 /// if others hold what they opened.
 pub(crate) extern "C" fn before_exit() {
     let process = existing().filter(|process| !fork::unnoticed() && !process.is_borrowed());
-    let Some(process) = process.filter(|process| process.slab.read().serves()) else {
+    if let Some(process) = process {
+        leave(process);
+        end(process);
+    }
+}
+
+/// Whoever wants to know is told that this is the end.
+fn end(process: &Process) {
+    if let Some(hook) = process.at_end.get() {
+        let _inside = Inside::enter();
+        hook();
+    }
+}
+
+fn leave(process: &'static Process) {
+    if !process.slab.read().serves() {
         return;
-    };
+    }
     let fds = process.slab.read().fds_in(0, u32::MAX);
     for fd in fds {
         crate::process::close(fd);
@@ -115,5 +132,6 @@ fn take_care(process: &'static Process, wait: OwnedFd) -> ! {
     if needed && let Ok(epoll) = server::start(process) {
         server::serve_while(process, epoll, || process.slab.read().serves());
     }
+    end(process);
     exit()
 }

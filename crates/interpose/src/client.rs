@@ -140,11 +140,14 @@ pub(crate) fn mmap(fd: RawFd, request: MmapRequest) -> Result<MmapBacking, Errno
     let request = Message::new(Tag::Mmap, &[tid(), request.offset, request.len, bits]);
     let answer = call(fd, &request)?;
     let offset = number(&answer)?;
-    let backing = answer.fd.ok_or(Errno::NODEV)?;
+    let memory = match answer.fd {
+        Some(fd) => MappedMemory::File { fd, offset },
+        None => MappedMemory::Registers,
+    };
     // The server keeps its guard until this end of the call closes.
     let socket = PrivateFd::new(answer.socket).map_err(|_| Errno::MFILE)?;
     let guard: Box<dyn Any + Send + Sync> = Box::new(socket);
-    Ok(MmapBacking { memory: MappedMemory::File { fd: backing, offset }, guard })
+    Ok(MmapBacking { memory, guard })
 }
 
 /// Opens a path of the server's; `Ok(None)` if it is the kernel's after all.

@@ -30,6 +30,7 @@ mod handle;
 mod hooks;
 mod mappings;
 mod next;
+mod observe;
 mod open;
 mod paths;
 mod process;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 
 use host_linux::Host;
 
+pub use observe::{Ended, Ioctl, Observer, before_end, observe};
 pub use paths::{Captures, Generate, Node, Patch, PathTable, Prefixes};
 pub use tree::Tree;
 

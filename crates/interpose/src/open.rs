@@ -131,7 +131,7 @@ fn find(path: &str) -> Option<(Place, String)> {
     }
 }
 
-fn tid() -> u32 {
+pub(crate) fn tid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
 }
 

@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::io::FdFlags;
 
 use crate::handle::{Id, LocalFile, ServerEnd, pair};
+use crate::observe::Observer;
 use crate::paths::{PathTable, Prefixes};
 use crate::table::{Handle, Slab, slot_of};
 use crate::{fork, next, server};
@@ -43,6 +44,8 @@ pub(crate) struct Process {
     pub(crate) owner: Option<PrivateFd>,
     pub(crate) owner_paths: Option<&'static PathTable>,
     owner_gone: AtomicBool,
+    pub(crate) observer: OnceLock<Arc<dyn Observer>>,
+    pub(crate) at_end: OnceLock<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// Who serves an emulated descriptor.
@@ -149,6 +152,8 @@ impl Process {
             owner: None,
             owner_paths: None,
             owner_gone: AtomicBool::new(false),
+            observer: OnceLock::new(),
+            at_end: OnceLock::new(),
         }
     }
 
@@ -174,6 +179,12 @@ impl Process {
         }
         if let Some(paths) = self.paths.get() {
             let _ = process.paths.set(paths.clone());
+        }
+        if let Some(observer) = self.observer.get() {
+            let _ = process.observer.set(Arc::clone(observer));
+        }
+        if let Some(hook) = self.at_end.get() {
+            let _ = process.at_end.set(Arc::clone(hook));
         }
         if let Some(service) = self.service.get() {
             let _ = process.service.set(Arc::clone(service));

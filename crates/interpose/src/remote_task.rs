@@ -44,6 +44,11 @@ impl<'a> RemoteTask<'a> {
         })
     }
 
+    /// The process and the thread.
+    pub(crate) fn caller(&self) -> (u32, u32) {
+        (self.pid, self.tid)
+    }
+
     fn credentials(&self) -> (u32, u64) {
         *self.credentials.get_or_init(|| {
             let Self { pid, tid, .. } = self;

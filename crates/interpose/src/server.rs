@@ -13,6 +13,7 @@ use rustix::net::{RecvFlags, sockopt::socket_peercred};
 
 use crate::calls::Identity;
 use crate::handle::{Id, LocalFile, ServerEnd};
+use crate::observe;
 use crate::open::{self, Look, Opened};
 use crate::process::{Inside, Process};
 use crate::remote_task::RemoteTask;
@@ -126,7 +127,7 @@ fn serve_call(process: &'static Process, id: Id, call: &OwnedFd, client: Option<
             return path_call(process, &task, &request, call);
         }
         let file = process.slab.read().own_file(id).ok_or(Errno::NODEV)?;
-        file_call(&file, &task, &request, call, client)
+        file_call(process, &file, &task, &request, call, client)
     });
     tracing::trace!(?request.tag, ?answer, "call from another process");
     let answer = match answer {
@@ -144,6 +145,7 @@ fn done(value: u64) -> Message {
 }
 
 fn file_call(
+    process: &'static Process,
     local: &LocalFile,
     task: &RemoteTask<'_>,
     request: &Message,
@@ -156,7 +158,8 @@ fn file_call(
         Tag::Ioctl => {
             // Its own reference would keep the file open beyond its last close.
             drop(client);
-            Ok(Some(done(local.file.ioctl(task, a as u32, b)? as u64)))
+            let result = observe::ioctl(process, local, || task.caller(), task, a as u32, b)?;
+            Ok(Some(done(result as u64)))
         }
         Tag::Read => {
             let result = local.file.read(task, a, b as usize, pos);
@@ -184,12 +187,12 @@ fn file_call(
             };
             drop(client);
             let backing = local.file.mmap(task, request)?;
-            // Registers are this process's to carry out accesses to.
-            let MappedMemory::File { fd, offset } = backing.memory else {
-                return Err(Errno::NODEV);
-            };
-            send(call, &Message::new(Tag::Done, &[offset]), &[fd.as_fd()])?;
-            drop(fd);
+            match backing.memory {
+                MappedMemory::File { fd, offset } => {
+                    send(call, &Message::new(Tag::Done, &[offset]), &[fd.as_fd()])?;
+                }
+                MappedMemory::Registers => send(call, &Message::new(Tag::Done, &[0]), &[])?,
+            }
             // The user keeps its end of the call until the last munmap.
             while receive(call).is_some() {}
             drop(backing.guard);

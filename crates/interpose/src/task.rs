@@ -64,6 +64,12 @@ impl LocalTask {
         let process = current();
         Ok(Self { process, host: process.host()? })
     }
+
+    /// The process.
+    #[inline]
+    pub(crate) fn process(&self) -> &'static Process {
+        self.process
+    }
 }
 
 impl Task for LocalTask {

@@ -516,3 +516,39 @@ fn a_child_finds_the_trees_of_its_parent() {
     assert!(in_child(|| assert_eq!(read(), "10:77\n")).wait());
     assert_eq!(read(), "10:77\n", "the child has ended, and left it");
 }
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_child_maps_registers_of_its_parent_s() {
+    let _one = setup();
+    let device = open();
+    add(&device, 1).unwrap();
+    let map = || {
+        let (protection, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: a fresh mapping, of a page.
+        unsafe {
+            let null = std::ptr::null_mut();
+            let at =
+                libc::mmap(null, 4096, protection, shared, device.as_raw_fd(), REGISTERS as i64);
+            assert_ne!(at, libc::MAP_FAILED);
+            at.cast::<u32>()
+        }
+    };
+    assert!(
+        in_child(|| {
+            let registers = map();
+            // SAFETY: in the page.
+            unsafe {
+                registers.add(3).write_volatile(0x1234_5678);
+                assert_eq!(registers.add(3).read_volatile(), 0x1234_5678);
+            }
+        })
+        .wait()
+    );
+    let registers = map();
+    // SAFETY: in the page.
+    unsafe {
+        assert_eq!(registers.add(3).read_volatile(), 0x1234_5678);
+        libc::munmap(registers.cast(), 4096);
+    }
+}

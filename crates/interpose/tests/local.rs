@@ -326,3 +326,37 @@ fn a_tree_is_found_where_programs_look_for_it() {
         assert_eq!(text, "10:77\n");
     }
 }
+
+#[test]
+fn kvm_need_not_know_our_files() {
+    const CREATE_VM: libc::c_ulong = 0xae01;
+    const CREATE_DEVICE: libc::c_ulong = 0xc00c_aee0;
+    const SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
+    let _one = setup();
+    let device = open();
+    let add = |to: &std::fs::File, file: c_int| {
+        let file = Box::new(file);
+        let attr = [1 << 32, 1, &raw const *file as u64];
+        // SAFETY: the struct, with the address of a descriptor.
+        match unsafe { libc::ioctl(to.as_raw_fd(), SET_DEVICE_ATTR, attr.as_ptr()) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
+        }
+    };
+    let null = std::fs::File::open("/dev/null").unwrap();
+    assert_eq!(add(&null, device.as_raw_fd()), Ok(()));
+    assert_eq!(add(&null, null.as_raw_fd()), Err(libc::ENOTTY), "the kernel's files are its own");
+    // With a KVM, in the way that a VMM does it.
+    let Ok(kvm) = std::fs::File::options().read(true).write(true).open("/dev/kvm") else { return };
+    // SAFETY: a number, then a struct.
+    unsafe {
+        let vm = libc::ioctl(kvm.as_raw_fd(), CREATE_VM, 0);
+        assert!(vm >= 0);
+        let vm = std::fs::File::from_raw_fd(vm);
+        let mut create = [4_u32, 0, 0];
+        assert_eq!(libc::ioctl(vm.as_raw_fd(), CREATE_DEVICE, create.as_mut_ptr()), 0);
+        let vfio = std::fs::File::from_raw_fd(create[1] as c_int);
+        assert_eq!(add(&vfio, device.as_raw_fd()), Ok(()));
+        assert!(add(&vfio, null.as_raw_fd()).is_err());
+    }
+}

@@ -19,6 +19,7 @@ use crate::hwpt::{HwptNested, HwptPaging};
 use crate::ioas::Ioas;
 use crate::ioas::pages::{Account, Mapper, PagesTable};
 use crate::objects::ObjectTable;
+use crate::observe::{Observer, Watch};
 use crate::sync::{Mutex, MutexGuard};
 use crate::veventq::VeventqObject;
 use crate::viommu::{HwQueueObject, Mmaps, VdeviceObject, ViommuObject};
@@ -32,6 +33,7 @@ pub struct Iommufd {
     doorbells: Arc<Doorbells>,
     /// What every caller may do, whatever the kernel says of it.
     granted: Vec<Capability>,
+    observer: OnceLock<Arc<dyn Observer>>,
     contexts: Mutex<Vec<Weak<Context>>>,
 }
 
@@ -64,6 +66,7 @@ impl Iommufd {
             minor,
             doorbells: Arc::default(),
             granted: Vec::new(),
+            observer: OnceLock::new(),
             contexts: Mutex::default(),
         }
     }
@@ -83,12 +86,20 @@ impl Iommufd {
         self
     }
 
+    /// Has `observer` told what happens in all contexts that are made from now on. The first one stays.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        let _ = self.observer.set(observer);
+    }
+
     /// A new context that no file refers to.
     pub fn context(&self) -> Arc<Context> {
         static NEXT_OWNER: AtomicU64 = AtomicU64::new(1);
+        let owner = NEXT_OWNER.fetch_add(1, Ordering::Relaxed);
+        let watch = Watch::new(self.observer.get().cloned(), owner);
         let context = Arc::new_cyclic(|this| Context {
             this: this.clone(),
-            owner: OwnerId(NEXT_OWNER.fetch_add(1, Ordering::Relaxed)),
+            owner: OwnerId(owner),
+            watch: watch.clone(),
             extension: self.extension.clone(),
             granted: self.granted.clone(),
             mode: self.mode(),
@@ -101,6 +112,7 @@ impl Iommufd {
                 account_mm: false,
                 mmaps: Mmaps::default(),
                 last_mapper: None,
+                watch,
             }),
         });
         let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,6 +148,7 @@ impl CharDevice for Iommufd {
 pub struct Context {
     this: Weak<Self>,
     pub(crate) owner: OwnerId,
+    pub(crate) watch: Watch,
     extension: Option<Arc<dyn Extension>>,
     granted: Vec<Capability>,
     mode: FileMode,
@@ -158,6 +171,7 @@ pub(crate) struct State {
     /// Memory that user space may map through the context's file.
     pub(crate) mmaps: Mmaps,
     last_mapper: Option<Arc<Mapper>>,
+    pub(crate) watch: Watch,
 }
 
 /// An object of a context.

@@ -241,6 +241,23 @@ impl State {
         self.auto_hwpt(id, pt_id, !replace, attach, |state| state.detach_hwpt(id, target))
     }
 
+    /// Tells what a device is attached to now.
+    fn tell_attached(&self, id: Id, target: Target) {
+        self.watch.tell(|observer, context| {
+            let Ok(device) = self.device(id).map(|bound| &bound.device) else { return };
+            let hwpt = self.hwpt_of(id, device, target);
+            let viommu = hwpt.and_then(|hwpt| self.viommu_of(hwpt));
+            let device = device.name();
+            observer.attached(&crate::Attachment { context, id, device, target, hwpt, viommu });
+        });
+    }
+
+    /// The vIOMMU that a nested HWPT was allocated in.
+    fn viommu_of(&self, hwpt: Id) -> Option<Id> {
+        let parent = self.hwpt_nested(hwpt).ok()?.parent;
+        self.viommu(parent).is_ok().then_some(parent)
+    }
+
     /// Forgets the group of a device once no device of it is bound.
     fn unbind_group(&mut self, device: &Device) {
         if let Some(group) = self.groups.get_mut(&key(device)) {
@@ -289,7 +306,10 @@ impl Context {
             .get(&key(&device))
             .map(|group| group.attached.keys().copied().collect())
             .unwrap_or_default();
-        targets.into_iter().for_each(|target| state.detach_hwpt(id, target));
+        for target in targets {
+            state.detach_hwpt(id, target);
+            state.tell_attached(id, target);
+        }
         state.objects.unhold(id);
         state.objects.remove(id)?;
         state.unbind_group(&device);
@@ -301,18 +321,27 @@ impl Context {
     /// Attaches a device, or one of its PASIDs, to a HWPT, or to an IOAS by way
     /// of an automatic HWPT. Returns the HWPT's id.
     pub fn attach(&self, id: Id, target: Target, pt_id: Id) -> Result<Id, Error> {
-        self.lock().change_pt(id, target, pt_id, false)
+        self.change_pt(id, target, pt_id, false)
     }
 
     /// As [`Context::attach`], in place of what is attached now, without a gap.
     /// All devices of the group move. On error nothing does.
     pub fn replace(&self, id: Id, target: Target, pt_id: Id) -> Result<Id, Error> {
-        self.lock().change_pt(id, target, pt_id, true)
+        self.change_pt(id, target, pt_id, true)
+    }
+
+    fn change_pt(&self, id: Id, target: Target, pt_id: Id, replace: bool) -> Result<Id, Error> {
+        let mut state = self.lock();
+        let hwpt = state.change_pt(id, target, pt_id, replace)?;
+        state.tell_attached(id, target);
+        Ok(hwpt)
     }
 
     /// Detaches a device or one of its PASIDs; what is not attached stays so.
     pub fn detach(&self, id: Id, target: Target) {
-        self.lock().detach_hwpt(id, target);
+        let mut state = self.lock();
+        state.detach_hwpt(id, target);
+        state.tell_attached(id, target);
     }
 
     /// The device behind an id.

@@ -54,20 +54,23 @@ impl EventQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, data: &[u8]) {
+    /// Queues an event; whether there was room for it.
+    pub(crate) fn push(&self, data: &[u8]) -> bool {
         let mut queue = self.lock();
         let sequence = queue.sequence();
-        if queue.events.len() + queue.reading == self.depth {
-            queue.lost = Some(sequence);
-        } else {
+        let room = queue.events.len() + queue.reading < self.depth;
+        if room {
             // What was lost before this event is evident from its number.
             queue.lost = None;
             queue.events.push_back((sequence, data.to_vec()));
+        } else {
+            queue.lost = Some(sequence);
         }
         drop(queue);
         if let Some(notify) = self.notify.get() {
             notify();
         }
+        room
     }
 }
 

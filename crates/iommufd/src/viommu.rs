@@ -1,13 +1,14 @@
 //! vIOMMUs, the devices in them, and the hardware queues they own.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use host::{PAGE_SIZE, PhysAllocation};
 use iommu::{Device, Driver, EventSink, UserData, Viommu, ViommuHost};
 
 use crate::context::{Object, State};
 use crate::error::fallible;
+use crate::observe::Watch;
 use crate::sync::Mutex;
 use crate::veventq::EventQueue;
 use crate::{Error, Id};
@@ -26,12 +27,20 @@ pub(crate) struct ViommuObject {
 }
 
 /// The event queues of one vIOMMU, by type.
-#[derive(Default)]
-pub(crate) struct Events(Mutex<BTreeMap<u32, Arc<EventQueue>>>);
+pub(crate) struct Events {
+    queues: Mutex<BTreeMap<u32, Arc<EventQueue>>>,
+    watch: Watch,
+    /// The vIOMMU, once it has an id.
+    viommu: OnceLock<Id>,
+}
 
 impl Events {
+    fn new(watch: &Watch) -> Self {
+        Self { queues: Mutex::default(), watch: watch.clone(), viommu: OnceLock::new() }
+    }
+
     fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<u32, Arc<EventQueue>>) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.queues.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Adds the one queue of a type.
@@ -55,7 +64,13 @@ impl Events {
 impl EventSink for Events {
     fn report(&self, event_type: u32, data: &[u8]) -> Result<(), iommu::Error> {
         let queue = self.with(|queues| queues.get(&event_type).cloned());
-        queue.ok_or(iommu::Error::Unsupported("nobody listens to these events"))?.push(data);
+        let queue = queue.ok_or(iommu::Error::Unsupported("nobody listens to these events"))?;
+        let lost = !queue.push(data);
+        if let Some(viommu) = self.viommu.get() {
+            self.watch.tell(|observer, context| {
+                observer.vevent(context, *viommu, event_type, data, lost);
+            });
+        }
         Ok(())
     }
 }
@@ -147,7 +162,7 @@ impl State {
         }
         fallible("a vIOMMU")?;
         let domain = hwpt.domain.clone();
-        let events = Arc::new(Events::default());
+        let events = Arc::new(Events::new(&self.watch));
         let mut offsets = Vec::new();
         let mmaps = &mut self.mmaps;
         let mut add_mmap = |memory| {
@@ -169,11 +184,13 @@ impl State {
             viommu,
             driver,
             parent,
-            events,
+            events: events.clone(),
             queues: BTreeMap::new(),
             mmaps: offsets.clone(),
         };
         let id = self.reserve(Object::Viommu(object))?;
+        // Just made: it is empty.
+        let _ = events.viommu.set(id);
         for offset in offsets {
             if let Some(area) = self.mmaps.areas.get_mut(&offset) {
                 area.owner = Some(id);
@@ -215,6 +232,9 @@ impl State {
         let object = VdeviceObject { viommu: viommu_id, device: device_id, virt_id };
         let id = self.reserve(Object::Vdevice(object))?;
         self.device_mut(device_id)?.vdevice = Some(id);
+        self.watch.tell(|observer, context| {
+            observer.vdevice(context, viommu_id, device.name(), virt_id);
+        });
         Ok(id)
     }
 

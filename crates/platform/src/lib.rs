@@ -15,23 +15,27 @@ mod bus;
 mod endpoint;
 mod irq;
 mod its;
+mod observe;
 mod pci;
 mod port;
 mod pri;
 mod smmu;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use host::PhysMemory;
 use iommu::{Device, Doorbells, Group, NoIommu};
 use parking_lot::Mutex;
+
+use crate::observe::Watch;
 
 pub use arm_smmu_v3::DeviceOptions;
 pub use bus::Bus;
 pub use endpoint::Capabilities;
 pub use irq::Spawn;
 pub use its::{Its, ItsDevice, ItsError, Sink};
+pub use observe::{Dma, Message, Observer};
 pub use pci::{NotAnAddress, PciAddress};
 pub use port::{Access, DmaError, Port};
 pub use pri::{CAPACITY as PAGE_REQUEST_CAPACITY, PriStatus};
@@ -80,6 +84,7 @@ pub struct Platform {
     itses: Arc<Itses>,
     next_device: AtomicU32,
     smmus: Mutex<Vec<Arc<Smmu>>>,
+    observer: OnceLock<Arc<dyn Observer>>,
 }
 
 impl Platform {
@@ -93,9 +98,15 @@ impl Platform {
             itses: Arc::default(),
             next_device: AtomicU32::new(0),
             smmus: Mutex::default(),
+            observer: OnceLock::new(),
         };
         platform.add_its()?;
         Ok(platform)
+    }
+
+    /// Has `observer` told what those devices do that are added from now on. The first one stays.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        let _ = self.observer.set(observer);
     }
 
     /// The physical address space.
@@ -142,8 +153,11 @@ impl Platform {
     /// Adds a device: what the IOMMU core knows it by, and its way to memory.
     pub fn add_device(&self, name: &str, place: &Place<'_>) -> Result<(Arc<Device>, Port), Error> {
         let device_id = self.next_device.fetch_add(1, Ordering::Relaxed);
-        let port =
-            |endpoint, behind| Port::new(&self.bus, &self.itses, device_id, endpoint, behind);
+        let watch = self.observer.get().map(|observer| Watch::new(observer, name));
+        let watch = watch.unwrap_or_default();
+        let port = |endpoint, behind| {
+            Port::new(&self.bus, &self.itses, device_id, endpoint, behind, watch)
+        };
         match place {
             Place::Smmu { smmu, stream_id, options, group } => {
                 let device = smmu.driver.add_device(name, *stream_id, options.clone(), group)?;

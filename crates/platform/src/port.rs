@@ -10,6 +10,7 @@ use smmuv3::{Memory, Refused, Requester, Resume, Transaction};
 use crate::bus::{Bus, MMIO};
 use crate::endpoint::{Capabilities, Endpoint, Endpoints, Reach};
 use crate::its::{FRAME_LOG2, Its};
+use crate::observe::Watch;
 use crate::pri::PriStatus;
 use crate::smmu::{AnyFence, Model};
 
@@ -54,6 +55,7 @@ pub struct Port {
     endpoint: Arc<Endpoint>,
     /// `None`: behind no IOMMU, addresses are physical.
     behind: Option<Behind>,
+    watch: Watch,
 }
 
 /// The SMMU of a device.
@@ -109,13 +111,14 @@ impl Port {
         device_id: u32,
         endpoint: Arc<Endpoint>,
         behind: Option<(&Arc<Model>, u32, &Arc<Endpoints>)>,
+        watch: Watch,
     ) -> Self {
         let behind = behind.map(|(model, stream_id, endpoints)| Behind {
             stream_id,
             requester: model.requester(),
             endpoints: endpoints.clone(),
         });
-        Self { bus: bus.clone(), doorbells: doorbells.clone(), device_id, endpoint, behind }
+        Self { bus: bus.clone(), doorbells: doorbells.clone(), device_id, endpoint, behind, watch }
     }
 
     /// A port of the same device for another thread.
@@ -124,7 +127,8 @@ impl Port {
         let behind = self.behind.as_ref();
         let behind =
             behind.map(|behind| (behind.requester.smmu(), behind.stream_id, &behind.endpoints));
-        Self::new(&self.bus, &self.doorbells, self.device_id, self.endpoint.clone(), behind)
+        let (endpoint, watch) = (self.endpoint.clone(), self.watch.clone());
+        Self::new(&self.bus, &self.doorbells, self.device_id, endpoint, behind, watch)
     }
 
     /// Ends what the device's accesses wait for, and has none of them wait, until it is taken back as often as it was
@@ -169,18 +173,29 @@ impl Port {
     /// on a thread of its own.
     #[inline]
     pub fn read(&mut self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
-        self.access(access, Data::Read(data))
+        self.watched(access, Data::Read(data))
     }
 
     /// Writes memory; 4 aligned bytes may reach a doorbell. Waits as [`Port::read`] does.
     #[inline]
     pub fn write(&mut self, access: Access, data: &[u8]) -> Result<(), DmaError> {
-        self.access(access, Data::Write(data))
+        self.watched(access, Data::Write(data))
     }
 
     /// Sends a message: `data` to the doorbell at `address`, which is never translated in advance.
     pub fn message(&mut self, address: u64, data: u32) -> Result<(), DmaError> {
-        self.untranslated(Access::at(address), Data::Write(&data.to_le_bytes()))
+        let begun = self.watch.begin();
+        let result = self.untranslated(Access::at(address), Data::Write(&data.to_le_bytes()));
+        self.watch.message(begun, address, data, result);
+        result
+    }
+
+    #[inline]
+    fn watched(&mut self, access: Access, data: Data<'_>) -> Result<(), DmaError> {
+        let (begun, write, length) = (self.watch.begin(), data.is_write(), data.len());
+        let result = self.access(access, data);
+        self.watch.dma(begun, access, write, length, result);
+        result
     }
 
     #[inline]
@@ -194,7 +209,7 @@ impl Port {
     #[inline]
     fn untranslated(&mut self, access: Access, mut data: Data<'_>) -> Result<(), DmaError> {
         let error = DmaError { address: access.address };
-        let Self { bus, doorbells, device_id, endpoint, behind } = self;
+        let Self { bus, doorbells, device_id, endpoint, behind, .. } = self;
         let outside = Outside { bus, doorbells, device_id: *device_id };
         let Some(behind) = behind else {
             return match data {
@@ -232,7 +247,7 @@ impl Port {
         let error = DmaError { address: access.address };
         let mut done = 0;
         while done < data.len() {
-            let Self { bus, doorbells, device_id, endpoint, behind } = self;
+            let Self { bus, doorbells, device_id, endpoint, behind, .. } = self;
             let Some(behind) = behind else { return Err(error) };
             let at = Access { address: access.address.wrapping_add(done as u64), ..access };
             let mut rest = data.part(done..data.len());

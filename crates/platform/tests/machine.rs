@@ -3,14 +3,14 @@
 mod common;
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use common::{Machine, NEST_PARENT};
 use host::{Errno, Mm};
 use host_fake::BASE;
 use iommu::{Doorbells, Target};
-use platform::{Access, ItsDevice, Platform, Port, Sink};
+use platform::{Access, Dma, ItsDevice, Message, Observer, Platform, Port, Sink};
 
 /// The window for doorbells that the driver reserves.
 const WINDOW: RangeInclusive<u64> = 0x800_0000..=0x80f_ffff;
@@ -49,6 +49,53 @@ fn dma_goes_where_the_ioas_says_and_nowhere_else() {
     assert!(port.read(Access::at(BASE), &mut data).is_err(), "a physical address is no IOVA");
     machine.context.unbind(id).unwrap();
     assert!(port.read(Access::at(0x4000_0000), &mut data).is_err());
+}
+
+#[test]
+fn an_observer_is_told_of_each_access_and_message() {
+    #[derive(Default)]
+    struct Told(Mutex<Vec<String>>);
+    impl Observer for Told {
+        fn dma(&self, device: &str, dma: &Dma) {
+            let Dma { access, write, length, result, .. } = dma;
+            let Access { address, pasid, .. } = access;
+            let (verb, done) = (if *write { "writes" } else { "reads" }, result.is_ok());
+            let text = format!("{device} {verb} {length} at {address:#x} for {pasid:?}: {done}");
+            self.0.lock().unwrap().push(text);
+        }
+        fn message(&self, device: &str, message: &Message) {
+            let text = format!("{device} sends {}: {}", message.data, message.result.is_ok());
+            self.0.lock().unwrap().push(text);
+        }
+    }
+    let machine = Machine::new();
+    let told = Arc::new(Told::default());
+    let (_, mut unseen) = machine.device(0x11);
+    machine.platform.observe(told.clone());
+    let (device, mut port) = machine.device(0x10);
+    let id = machine.bind(device);
+    let ioas = machine.ioas();
+    machine.map(ioas, BASE, 0x4000_0000).unwrap();
+    machine.context.attach(id, Target::Rid, ioas).unwrap();
+    let its = machine.platform.its();
+    let frame = machine.context.prepare_msi(id, its.frame()).unwrap();
+    let _ = unseen.read(Access::at(0), &mut [0; 8]);
+    port.read(Access::at(0x4000_0000), &mut [0; 100]).unwrap();
+    // Its other threads, too.
+    port.another().write(Access::at(0x4000_1000), &[0; 8]).unwrap_err();
+    port.read(Access::at(0x4000_0000).with_pasid(5), &mut [0; 4]).unwrap_err();
+    port.message(frame + (its.translater() - its.frame()), 3).unwrap();
+    port.message(its.translater(), 4).unwrap_err();
+    assert_eq!(
+        *told.0.lock().unwrap(),
+        [
+            "device reads 100 at 0x40000000 for None: true",
+            "device writes 8 at 0x40001000 for None: false",
+            "device reads 4 at 0x40000000 for Some(5): false",
+            "device sends 3: true",
+            "device sends 4: false",
+        ]
+    );
 }
 
 #[test]

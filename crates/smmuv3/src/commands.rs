@@ -3,6 +3,7 @@
 use crate::accelerator::Collected;
 use crate::cache::generation::StreamWorld;
 use crate::front::{Effect, Front};
+use crate::observe::Observation;
 use crate::options::StallModel;
 use crate::platform::{AtcInvalidate, Memory, PageResponse, PageResponseCode, Resume, Wire};
 use crate::queues::{CMDQ_ERR, MSI_CMDQ_ABT_ERR};
@@ -84,6 +85,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 Outcome::Error(error) => {
                     let cons = CmdqCons(front.word(Register::CmdqCons)).with_err(error as u8);
                     front.set(Register::CmdqCons, cons.0.into());
+                    self.tell(Observation::CommandError(error));
                     self.activate(front, CMDQ_ERR);
                     progress = true;
                 }
@@ -111,8 +113,13 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         if let Command::Sync { cs, msi_data, msi_address, .. } = command {
             let outcome = self.sync(front, cs, msi_address, msi_data, next);
-            if matches!(outcome, Outcome::Consumed) {
-                self.watch(&command);
+            match outcome {
+                Outcome::Consumed => {
+                    self.watch(&command);
+                    self.tell(Observation::Command(&command));
+                }
+                Outcome::Waits => self.tell(Observation::Waits(&command)),
+                _ => {}
             }
             return outcome;
         }
@@ -122,6 +129,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         self.carry_out(front, command);
         self.watch(&command);
+        self.tell(Observation::Command(&command));
         front.set(Register::CmdqCons, next.0.into());
         Outcome::Consumed
     }

@@ -23,6 +23,7 @@ mod fault;
 mod fetch;
 pub mod firmware;
 mod front;
+mod observe;
 mod options;
 mod platform;
 mod queues;
@@ -47,6 +48,7 @@ pub use attributes::Attributes;
 pub use cache::generation::StreamWorld;
 pub use cache::tlb::TlbSize;
 pub use explain::{AlreadyExplaining, ExplainedFault, Explanation, FaultSink, Step};
+pub use observe::{AlreadyObserved, Observation, Observer};
 pub use options::{Httu, IdRegisters, Options, OptionsError, StallModel, Version};
 pub use pagetable::{Permissions, Shareability};
 pub use platform::{

@@ -1,11 +1,12 @@
 //! The SMMU as a producer: events, page requests, global errors, and the interrupts for them.
 
 use crate::front::{Effect, Front, Stalled};
+use crate::observe::Observation;
 use crate::platform::{Memory, PageResponse, PageResponseCode, Resume, Wire};
 use crate::smmu::Smmu;
 use crate::sync::Fence;
 use crate::wire::pri::PageRequest;
-use crate::wire::register::{Cons, IrqCfg2, IrqCtrl, Prod, Register};
+use crate::wire::register::{Cons, Gerror, IrqCfg2, IrqCtrl, Prod, Register};
 use crate::wire::{Event, EventKind};
 
 /// Bits of `GERROR` and `GERRORN`.
@@ -67,6 +68,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if front.active(error) {
             return;
         }
+        self.tell(Observation::GlobalError(Gerror(error)));
         front.set(Register::Gerror, (front.word(Register::Gerror) ^ error).into());
         if error != MSI_GERROR_ABT_ERR {
             self.interrupt(front, Source::Gerror);
@@ -121,6 +123,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             return;
         }
         if self.event_queue_full(front) {
+            self.tell(Observation::EventLost(&event));
             return front.overflow_events();
         }
         self.write_event(front, event);
@@ -169,6 +172,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         let was_empty = ring.is_empty(prod.wr(), cons.rd());
         front.last_event = (!event.stall).then_some((event, prod.wr()));
         front.set(Register::EventqProd, prod.with_wr(ring.next(prod.wr())).0.into());
+        self.tell(Observation::Event(&event));
         if was_empty {
             self.interrupt(front, Source::Eventq);
         }
@@ -258,6 +262,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             return respond(front, None, PageResponseCode::Failure);
         }
         front.set(Register::PriqProd, prod.with_wr(ring.next(prod.wr())).0.into());
+        self.tell(Observation::PageRequest(&request));
         if if on_last { request.last } else { ring.is_empty(prod.wr(), cons.rd()) } {
             self.interrupt(front, Source::Priq);
         }

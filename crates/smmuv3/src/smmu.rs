@@ -11,6 +11,7 @@ use crate::cache::tlb::{Before, Tlb};
 use crate::config::{Context, Rules};
 use crate::explain::FaultSink;
 use crate::front::{Effect, Front};
+use crate::observe::Observer;
 use crate::options::{Options, OptionsError};
 use crate::platform::{AtcCompletion, Devices, Interrupts, Memory};
 use crate::requester::Requester;
@@ -36,6 +37,7 @@ pub struct Smmu<M, F = SeqCst> {
     pub(crate) front: Mutex<Front>,
     pub(crate) checker: OnceLock<Checker>,
     pub(crate) fault_sink: OnceLock<Box<dyn FaultSink>>,
+    pub(crate) observer: OnceLock<Box<dyn Observer>>,
 }
 
 /// The registers that transactions depend on, as they are in force.
@@ -103,6 +105,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             front: Mutex::new(front),
             checker: OnceLock::new(),
             fault_sink: OnceLock::new(),
+            observer: OnceLock::new(),
             interrupts: Box::new(interrupts),
             devices: Box::new(devices),
             accelerator: OnceLock::new(),

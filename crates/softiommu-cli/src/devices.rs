@@ -28,10 +28,13 @@ pub(crate) fn check_disks(machine: &mut Machine) -> Result<(), DevicesError> {
     for device in &machine.devices {
         for disk in device.disks() {
             let Some(path) = &disk.image else { continue };
-            let image = Image::open(path, disk.read_only);
-            let image = image.and_then(|image| image.check_blocks(disk.block()).map(|()| image));
+            let image = Image::open(path, disk.read_only).and_then(|image| {
+                image.check_blocks(disk.block())?;
+                image.lock()?;
+                Ok(image)
+            });
             let named = |source| DevicesError::Image { device: device.name.clone(), source };
-            // Kept until all are open: one file is not two disks.
+            // Locked until all are: one file is not two disks.
             images.push(image.map_err(named)?);
         }
     }

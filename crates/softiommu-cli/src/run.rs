@@ -28,6 +28,7 @@ use crate::program::{self, ProgramError};
   softiommu run -v --log /tmp/iommu.log -- cargo test
   softiommu run --machine machine.toml -- ./client
   softiommu run --device nvme,image=disk.img --device virtio-blk,memory=64MiB,ro -- ./driver
+  softiommu run --trace trace.json -- ./my-vmm     # then open it in https://ui.perfetto.dev
 
 Exit status: the program's own; 125 if softiommu itself failed, 126 if the program cannot be
 run with the library in it, 127 if it was not found.")]
@@ -71,6 +72,17 @@ pub(crate) struct Run {
     #[arg(long, value_name = "RULE", num_args = 0..=1, require_equals = true, default_missing_value = "reuse")]
     check_stale: Option<StaleRule>,
 
+    /// Write what happens to a file that the Perfetto UI (ui.perfetto.dev) opens: ioctls of each thread; commands, events
+    /// and errors of each SMMU; DMA, MSIs and faults of each device; invalidations and events of each vIOMMU
+    ///
+    /// All processes that the program starts write to this one file, each under its own process ID. Calls of a
+    /// process that uses the machine of another, as a forked child does, are on its own threads' tracks, and what
+    /// the hardware does on those of the process that has the machine. The file is an event on each line, for grep
+    /// and, with `tail -n +2 FILE | sed 's/,$//'`, for jq. It can be read at any time; what a program did in its last
+    /// milliseconds before it was killed may be missing.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+
     /// Log refused ioctls to standard error; -vv logs every emulated call
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -97,6 +109,8 @@ pub(crate) enum RunError {
     Program(#[from] ProgramError),
     #[error("cannot write the log file {}: {source}", path.display())]
     Log { path: PathBuf, source: std::io::Error },
+    #[error("cannot write the trace file {}: {source}", path.display())]
+    Trace { path: PathBuf, source: std::io::Error },
     #[error("cannot start {}: {source}", path.display())]
     Exec { path: PathBuf, source: std::io::Error },
 }
@@ -107,7 +121,11 @@ impl RunError {
         match self {
             Self::Program(ProgramError::NotFound { .. }) => 127,
             Self::Program(_) | Self::Exec { .. } => 126,
-            Self::Machine(_) | Self::Devices(_) | Self::Library(_) | Self::Log { .. } => 125,
+            Self::Machine(_)
+            | Self::Devices(_)
+            | Self::Library(_)
+            | Self::Log { .. }
+            | Self::Trace { .. } => 125,
         }
     }
 }
@@ -131,12 +149,19 @@ impl Run {
         machine.fault_injection |= self.fault_injection;
         machine.explain_faults |= self.explain_faults;
         machine.check_stale = self.check_stale.or(machine.check_stale);
+        let trace = self.trace.or(machine.trace);
+        machine.trace = trace.map(|path| std::path::absolute(&path).unwrap_or(path));
         machine.check()?;
         devices::check_disks(&mut machine)?;
         let library = library::find()?;
         let (name, args) = self.program.split_first().ok_or(ProgramError::Missing)?;
         let path = program::find(name)?;
         program::check(&path)?;
+        if let Some(path) = &machine.trace {
+            // Begun now, so that all processes append to it.
+            std::fs::write(path, trace::HEADER)
+                .map_err(|source| RunError::Trace { path: path.clone(), source })?;
+        }
         let mut command = Command::new(&path);
         command.arg0(name).args(args);
         let mut preload = library.into_os_string();

@@ -202,3 +202,41 @@ fn what_is_wrong_is_named_with_what_to_do() {
         assert!(text(&output.stderr).contains(message), "{arguments:?}: {}", text(&output.stderr));
     }
 }
+
+/// What a VMM saves of its vSMMU is enough, with the guest's memory.
+#[test]
+fn a_saved_state_has_the_registers() {
+    struct Nothing;
+    impl smmuv3::Memory for Nothing {
+        fn load(&self, _: u64) -> Result<u64, smmuv3::Abort> {
+            Err(smmuv3::Abort)
+        }
+        fn compare_exchange(&self, _: u64, _: u64, _: u64) -> Result<u64, smmuv3::Abort> {
+            Err(smmuv3::Abort)
+        }
+        fn read(&self, _: u64, _: &mut [u8]) -> Result<(), smmuv3::Abort> {
+            Err(smmuv3::Abort)
+        }
+        fn write(&self, _: u64, _: &[u8]) -> Result<(), smmuv3::Abort> {
+            Err(smmuv3::Abort)
+        }
+    }
+    let smmu = smmuv3::Smmu::new(smmuv3::Options::mmu700(), Nothing, (), ()).unwrap();
+    smmu.write64(0x80, STRTAB);
+    smmu.write32(0x88, 4);
+    smmu.write32(0x20, 1);
+    let state = file(&serde_json::to_vec(&smmu.save()).unwrap());
+    let image = file(&memory());
+    let (state, memory) = (state.path().display().to_string(), image.path().display().to_string());
+    let memory = format!("{memory}@{BASE:#x}");
+    let run = |state: &str| {
+        explain(&["--memory", &memory, "--registers", state, "--stream-id", "1", "0x5123"])
+    };
+    let output = run(&state);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("output 0x40005123"), "{}", text(&output.stdout));
+    let wrong = file(b"{\"registers\": 1}");
+    let output = run(&wrong.path().display().to_string());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no saved state"), "{}", text(&output.stderr));
+}

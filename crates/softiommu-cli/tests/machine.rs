@@ -20,9 +20,9 @@ fn the_default_machine_is_a_machine_file_that_can_be_changed() {
     std::fs::write(&path, &text).unwrap();
     let path = path.to_str().unwrap();
     assert_eq!(printed(&[path]), printed(&[]));
-    assert!(
-        printed(&[]).contains("ioat0: ioat, behind iommu0, StreamID 0x8: /dev/vfio/devices/vfio0")
-    );
+    assert!(printed(&[]).contains(
+        "ioat0: ioat at 0001:00:01.0, behind iommu0, StreamID 0x8: /dev/vfio/devices/vfio0"
+    ));
     let changed = text.replace("stream-id = 8", "stream-id = 9");
     std::fs::write(path, changed).unwrap();
     assert!(printed(&[path]).contains("StreamID 0x9"));

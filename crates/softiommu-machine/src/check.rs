@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use crate::{Behind, Device, Error, Iommu, Machine, Model};
+use crate::{Behind, Device, Error, Iommu, MSI_WINDOW_SIZE, Machine, Model};
 
 /// Bits of physical address that the machine's memory needs.
 const PHYS_BITS: u8 = 48;
@@ -37,6 +37,19 @@ impl Machine {
             return Err("the mock IOMMU has neither explain-faults nor check-stale: \
                         leave them out, or choose another model"
                 .to_owned());
+        }
+        if let Some(path) = self.trace.as_deref().filter(|path| path.to_str().is_none()) {
+            return Err(format!(
+                "the name of the trace file {} is not UTF-8: choose another one",
+                path.display()
+            ));
+        }
+        if let Some(window) = self.msi_window
+            && !(window.is_multiple_of(MSI_WINDOW_SIZE) && window < 1 << PHYS_BITS)
+        {
+            return Err(format!(
+                "msi-window = {window:#x} is not possible: write a multiple of 0x100000 below 1 << {PHYS_BITS}"
+            ));
         }
         self.iommus.iter().try_for_each(check_iommu)?;
         self.devices.iter().try_for_each(|device| self.check_device(device))?;
@@ -77,12 +90,19 @@ impl Machine {
 
     fn check_device(&self, device: &Device) -> Result<(), String> {
         let name = &device.name;
+        if let Some(region) = device.reserved.iter().find(|region| region.first > region.last) {
+            return Err(format!(
+                "the device `{name}` has reserved IOVAs from {:#x} to {:#x}: first comes before last",
+                region.first, region.last
+            ));
+        }
         device.check_disks()?;
         let Behind::Iommu(behind) = &device.iommu else {
             let key = match device {
                 Device { stream_id: Some(_), .. } => "stream-id",
                 Device { group: Some(_), .. } => "group",
                 Device { pasid_bits: 1.., .. } => "pasid-bits",
+                Device { reserved, .. } if !reserved.is_empty() => "reserved",
                 Device { ats: true, .. } => "ats",
                 Device { pri: true, .. } => "pri",
                 _ => return Ok(()),

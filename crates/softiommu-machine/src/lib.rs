@@ -8,6 +8,8 @@
 //! fault-injection = true     # optional: /proc/self/task/TID/fail-nth works
 //! explain-faults = true      # optional: the walk of each DMA that faults is printed
 //! check-stale = "reuse"      # optional: translations that software forgot to invalidate are reported
+//! msi-window = 0xfee00000    # optional: where MSI doorbells are mapped, 1 MiB; see `MSI_WINDOW`
+//! trace = "/tmp/trace.json"  # optional: what happens is written there, for https://ui.perfetto.dev
 //!
 //! [[iommu]]                  # one or more
 //! name = "smmu0"
@@ -24,6 +26,8 @@
 //! ats = true                 # optional: it has an address translation cache (PCIe ATS)
 //! pri = true                 # optional: it asks for pages that are not there (PCIe PRI, which takes ATS)
 //! address = "0001:00:01.0"   # optional: of PCI; by default the next in segment 1
+//! reserved = [{ first = 0xa0000, last = 0xbffff }]   # optional: IOVAs that no memory is mapped at
+//! mmap = true                # optional: programs may map its registers (x86-64; not for KVM guests)
 //!
 //! [[device]]
 //! name = "disk0"
@@ -80,12 +84,36 @@ pub struct Machine {
     /// Translations that software forgot to invalidate are reported, by this rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check_stale: Option<StaleRule>,
+    /// What happens is written to this file, for <https://ui.perfetto.dev>; from the working directory if relative.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<PathBuf>,
+    /// Where MSI doorbells are mapped, in each domain: the first IOVA of the 1 MiB that no memory can have.
+    /// [`MSI_WINDOW`] if it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub msi_window: Option<u64>,
     /// Its IOMMUs: one mock, or any number of others.
     #[serde(rename = "iommu")]
     pub iommus: Vec<Iommu>,
     /// Its devices, beside those that the mock IOMMU's users make for themselves.
     #[serde(rename = "device", default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,
+}
+
+/// Where MSI doorbells are mapped unless a machine file says something else: where the VMMs of the architecture put no
+/// guest memory. On x86 that is where processors have their own; elsewhere it is where Linux has the window.
+pub const MSI_WINDOW: u64 = if cfg!(target_arch = "x86_64") { 0xfee0_0000 } else { 0x0800_0000 };
+
+/// The size of the window for MSI doorbells, in bytes.
+pub const MSI_WINDOW_SIZE: u64 = 1 << 20;
+
+/// IOVAs that a device cannot use for memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reserved {
+    /// The first.
+    pub first: u64,
+    /// The last.
+    pub last: u64,
 }
 
 /// When a translation that memory contradicts is a bug of the software:
@@ -154,6 +182,13 @@ pub struct Device {
     /// [`Machine::addresses`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// IOVAs, beside the window for doorbells, that no memory can be mapped at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reserved: Vec<Reserved>,
+    /// Programs may map its registers, and each access is carried out at the price of a signal. Not for those that hand
+    /// the mapping on to KVM, which has no way to do that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mmap: bool,
     /// A disk's image file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
@@ -187,6 +222,8 @@ impl Device {
             ats: false,
             pri: false,
             address: None,
+            reserved: Vec::new(),
+            mmap: false,
             image: None,
             memory: None,
             read_only: false,
@@ -407,9 +444,17 @@ impl Machine {
             fault_injection: false,
             explain_faults: false,
             check_stale: None,
+            trace: None,
+            msi_window: None,
             iommus: vec![Iommu { name, model, options }],
             devices: Vec::new(),
         }
+    }
+
+    /// The first and the last IOVA of the window for MSI doorbells.
+    pub fn msi_window(&self) -> (u64, u64) {
+        let first = self.msi_window.unwrap_or(MSI_WINDOW);
+        (first, first + (MSI_WINDOW_SIZE - 1))
     }
 
     /// The PCI address of each device, in their order. Those that do not say are in segment 1, which few hosts have.
@@ -504,6 +549,18 @@ mod tests {
         assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
     }
 
+    #[test]
+    fn a_trace_goes_to_a_file_whose_name_is_text() {
+        use std::os::unix::ffi::OsStrExt;
+        let text = "trace = \"/tmp/a trace.json\"\n[[iommu]]\nmodel = \"mock\"\n";
+        let machine = Machine::from_toml(text).unwrap();
+        assert_eq!(machine.trace.as_deref(), Some(Path::new("/tmp/a trace.json")));
+        assert_eq!(Machine::from_toml(&machine.to_toml()).unwrap(), machine);
+        let trace = Some(PathBuf::from(std::ffi::OsStr::from_bytes(b"/tmp/\xff")));
+        let problem = Machine { trace, ..Machine::default() }.check().unwrap_err().to_string();
+        assert!(problem.contains("/tmp/") && problem.contains("not UTF-8"), "{problem}");
+    }
+
     fn refused(text: &str) -> String {
         Machine::from_toml(text).unwrap_err().to_string()
     }
@@ -586,6 +643,26 @@ mod tests {
         assert!(message.contains("mock") && message.contains("options"), "{message}");
         let message = refused(&format!("{SMMU}options = {{ atsc = false }}\n"));
         assert!(message.contains("atsc") && message.contains("unknown"), "{message}");
+    }
+
+    #[test]
+    fn windows_and_reserved_regions_are_checked() {
+        let device = "[[device]]\nname = \"a\"\niommu = \"smmu0\"\n";
+        let window = |at: &str| Machine::from_toml(&format!("msi-window = {at}\n{SMMU}{device}"));
+        assert_eq!(window("0x8000000").unwrap().msi_window(), (0x800_0000, 0x80f_ffff));
+        assert_eq!(Machine::default().msi_window().0, MSI_WINDOW);
+        for wrong in ["0x8001000", "0x1000000000000"] {
+            assert!(window(wrong).unwrap_err().to_string().contains("multiple of 0x100000"));
+        }
+        let reserved = |first, last| {
+            let text = format!("{SMMU}{device}reserved = [{{ first = {first}, last = {last} }}]\n");
+            Machine::from_toml(&text)
+        };
+        assert_eq!(
+            reserved(16, 16).unwrap().devices[0].reserved,
+            [Reserved { first: 16, last: 16 }]
+        );
+        assert!(reserved(16, 15).unwrap_err().to_string().contains("first comes before last"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use host_linux::Host;
 use interpose::{Node, PathTable, Tree};
-use iommu::Group as IommuGroup;
+use iommu::{Group as IommuGroup, ReservedKind, ReservedRegion};
 use iommufd::Iommufd;
 use platform::{DeviceOptions, Place, Platform, Smmu, Spawn};
 use softiommu_machine::{Behind, Device, Machine};
@@ -13,6 +13,7 @@ use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 
 use crate::backed::{Backed, DiskError};
 use crate::sysfs::{self, Listed};
+use crate::timeline::Timeline;
 use crate::{MINOR, Report, capability};
 
 /// The major device numbers of `/dev/vfio/devices/*` and of `/dev/vfio/GROUP`: the kernel hands out ones that are free.
@@ -46,13 +47,21 @@ impl Hardware {
         machine: &Machine,
         host: &Arc<Host>,
         report: &Report,
+        timeline: Option<&Arc<Timeline>>,
     ) -> Result<Self, Error> {
         let spawn: Spawn = Arc::new(interpose::spawn);
         let platform = Platform::new(host.phys().clone(), spawn.clone())?;
+        if let Some(timeline) = timeline {
+            platform.observe(timeline.clone());
+        }
         let mut smmus = BTreeMap::new();
         for iommu in &machine.iommus {
             if let Some(options) = iommu.model.smmuv3(&iommu.options) {
-                smmus.insert(iommu.name.clone(), platform.add_smmu(&iommu.name, options)?);
+                let smmu = platform.add_smmu(&iommu.name, options)?;
+                if let Some(timeline) = timeline {
+                    timeline.watch(&iommu.name, smmu.model());
+                }
+                smmus.insert(iommu.name.clone(), smmu);
             }
         }
         let mut streams = Streams::of(machine);
@@ -62,12 +71,19 @@ impl Hardware {
         let addresses = machine.addresses().unwrap_or_default();
         for (device, address) in machine.devices.iter().zip(addresses) {
             let (iommu_group, group) = groups.of(device);
-            let place = place(device, &smmus, &mut streams, &iommu_group);
+            let window = machine.msi_window();
+            let place = place(device, &smmus, &mut streams, &iommu_group, window);
+            if let (Some(timeline), Place::Smmu { smmu, stream_id, .. }) = (timeline, &place) {
+                timeline.add_stream(smmu.name(), *stream_id, &device.name);
+            }
             let (core, port) = platform.add_device(&device.name, &place)?;
             let Some(model) = device.model else { continue };
             let backed = Backed::open(device, model)?;
             let make = |bus| backed.make(device, bus, &spawn);
             let function = Function::new(core, port, platform.its(), address, &group, make)?;
+            if device.mmap {
+                function.allow_mmap();
+            }
             let iommu = match &device.iommu {
                 Behind::Iommu(name) => Some(name.clone()),
                 Behind::None => None,
@@ -82,6 +98,9 @@ impl Hardware {
         let iommufd = Iommufd::new(host.phys().clone(), MINOR, None)
             .grant(&granted)
             .doorbells(platform.doorbells());
+        if let Some(timeline) = timeline {
+            iommufd.observe(timeline.clone());
+        }
         Ok(Self { platform, iommufd: Arc::new(iommufd), devices, groups })
     }
 
@@ -170,12 +189,17 @@ fn place<'a>(
     smmus: &'a BTreeMap<String, Arc<Smmu>>,
     streams: &mut Streams,
     group: &'a Arc<IommuGroup>,
+    window: (u64, u64),
 ) -> Place<'a> {
     let Behind::Iommu(name) = &device.iommu else { return Place::Direct };
     let Some(smmu) = smmus.get(name) else { return Place::Direct };
     let stream_id = device.stream_id.unwrap_or_else(|| streams.next(name));
     let Device { pasid_bits, ats, pri, .. } = *device;
-    let options = DeviceOptions { pasid_bits, ats, pri, ..DeviceOptions::default() };
+    let region = |first, last, kind| ReservedRegion { range: first..=last, kind };
+    let mut reserved = vec![region(window.0, window.1, ReservedKind::SwMsi)];
+    let more = device.reserved.iter();
+    reserved.extend(more.map(|more| region(more.first, more.last, ReservedKind::Reserved)));
+    let options = DeviceOptions { pasid_bits, ats, pri, reserved, ..DeviceOptions::default() };
     Place::Smmu { smmu, stream_id, options, group }
 }
 

@@ -17,6 +17,7 @@ mod fail_nth;
 mod hardware;
 mod status;
 mod sysfs;
+mod timeline;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -27,10 +28,11 @@ use iommu::NoIommu;
 
 use crate::fail_nth::{FailNth, Knob};
 use crate::hardware::Hardware;
+use crate::timeline::Timeline;
 
 pub use softiommu_machine::{
     Behind, Device, DeviceModel, Disk, Error as MachineError, Grant, Iommu, Machine, Model,
-    Overrides, PciAddress, Size, StaleRule,
+    Overrides, PciAddress, Reserved, Size, StaleRule,
 };
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
@@ -48,6 +50,8 @@ const WITH_KNOBS: &[&str] = &[
     "/sys/kernel/iommu_groups",
     "/sys/class/iommu",
     "/sys/class/vfio-dev",
+    "/sys/module/vfio",
+    "/sys/module/iommufd",
 ];
 /// How many of them are the knobs'.
 const KNOBS: usize = 2;
@@ -66,40 +70,65 @@ pub struct AlreadyInstalled;
 /// To be called once in a process, before the first open; in tests, which share
 /// a process, through a `std::sync::Once` or by ignoring [`AlreadyInstalled`].
 pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
-    install_with(machine, |report| {
+    let report = |report: &str| {
         // Past the capture of test output: nobody knows which test the DMA belongs to.
         let _ = std::io::stderr().write_all(report.as_bytes());
-    })
+    };
+    install_machine(machine, Arc::new(report), Some(std::process::id()))
 }
 
 /// As [`install`], with `report` for what the machine has to tell beside errors: explained faults
-/// ([`Machine::explain_faults`]) and stale translations ([`Machine::check_stale`]), each a few lines
-/// of text. It is called by whichever thread does the DMA.
+/// ([`Machine::explain_faults`]), stale translations ([`Machine::check_stale`]), each a few lines
+/// of text, and one line when the trace ([`Machine::trace`]) ends. It is called by whichever thread does the DMA.
+///
+/// A trace is appended to what its file has, where [`install`] begins anew: several processes may have one file.
 pub fn install_with(
     machine: Machine,
     report: impl Fn(&str) + Send + Sync + 'static,
 ) -> Result<(), AlreadyInstalled> {
-    let report: Report = Arc::new(report);
+    install_machine(machine, Arc::new(report), None)
+}
+
+/// `empties`: the process that begins its trace file anew.
+fn install_machine(
+    machine: Machine,
+    report: Report,
+    empties: Option<u32>,
+) -> Result<(), AlreadyInstalled> {
     let prefixes = if machine.fault_injection {
         Prefixes { build: WITH_KNOBS, if_built: &[], relative: &["fail"] }
     } else {
         Prefixes { build: WITH_KNOBS.split_at(KNOBS).1, if_built: &["/proc/"], relative: &[] }
     };
-    let make = move |host: &Arc<Host>| paths(&machine, host, &report);
+    let make = move |host: &Arc<Host>| {
+        let timeline = machine.trace.as_deref().and_then(|path| {
+            let anew = empties == Some(std::process::id());
+            Timeline::start(path, anew, &report)
+        });
+        paths(&machine, host, &report, timeline)
+    };
     interpose::install(prefixes, make).map_err(|_| AlreadyInstalled)
 }
 
 /// The one table of what paths lead to us.
-fn paths(machine: &Machine, host: &Arc<Host>, report: &Report) -> PathTable {
+fn paths(
+    machine: &Machine,
+    host: &Arc<Host>,
+    report: &Report,
+    timeline: Option<Arc<Timeline>>,
+) -> PathTable {
     let mut table = PathTable::new();
     if machine.iommus.iter().any(|iommu| iommu.model == Model::Mock) {
         let granted: Vec<_> = machine.grant.iter().map(|grant| capability(*grant)).collect();
         let noiommu = machine.devices.iter().map(|device| NoIommu::add_device(&device.name));
         let memory = host.phys().clone();
         let node = iommufd_selftest::device_node(memory, MINOR, &granted, noiommu.collect());
+        if let Some(timeline) = timeline {
+            node.observe(timeline);
+        }
         table.add("/dev/iommu", Node::CharDevice(node));
     } else {
-        match Hardware::build(machine, host, report) {
+        match Hardware::build(machine, host, report, timeline.as_ref()) {
             Ok(hardware) => hardware.add_to(&mut table),
             // The machine file was checked, so this is an image, memory or threads: there is no machine.
             Err(error) => report(&format!("softiommu: there is no machine: {error}\n")),

@@ -21,6 +21,8 @@ pub(crate) struct Listed {
 /// Directories that are shown in whole, together with what the system has in them.
 const WHOLE: [&str; 4] =
     ["/sys/bus/pci/devices", "/sys/kernel/iommu_groups", "/sys/class/iommu", "/sys/class/vfio-dev"];
+/// Modules that clients look for before they look for devices.
+const MODULES: [&str; 5] = ["vfio", "vfio_iommu_type1", "vfio_pci", "vfio_pci_core", "iommufd"];
 /// The driver that has our devices, which the system may not have loaded.
 const DRIVER: &str = "/sys/bus/pci/drivers/vfio-pci";
 /// From the directory of a device to `/sys`.
@@ -43,6 +45,11 @@ pub(crate) fn fill(tree: &Tree, devices: &[Listed], major: u32) -> io::Result<Ve
     paths.extend([DRIVER.to_owned(), "/dev/vfio".to_owned()]);
     for file in ["bind", "unbind", "new_id", "remove_id"] {
         tree.file(&format!("{DRIVER}/{file}"), "")?;
+    }
+    for module in MODULES {
+        let path = format!("/sys/module/{module}");
+        tree.file(&format!("{path}/initstate"), "live\n")?;
+        paths.insert(path);
     }
     tree.file("/dev/vfio/vfio", "")?;
     tree.directory("/dev/vfio/devices")?;

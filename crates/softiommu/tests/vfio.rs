@@ -26,7 +26,7 @@ fn install() {
     static MACHINE: std::sync::Once = std::sync::Once::new();
     // Tests of one process share the machine, and each wants a device.
     let mut machine = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n".to_owned();
-    for n in ["0", "1", "2", "3", "4"] {
+    for n in ["0", "1", "2", "3", "4", "5", "6"] {
         let device = ["[[device]]\nname = \"d", n, "\"\nmodel = \"ioat\"\niommu = \"s\"\n"];
         machine += &device.concat();
     }
@@ -117,6 +117,7 @@ impl Engine {
 
 const DONE: u64 = 1;
 const HALTED: u64 = 3;
+const ARMED: u64 = 4;
 
 #[test]
 fn a_copy_goes_through_the_iommu() {
@@ -135,6 +136,23 @@ fn a_copy_goes_through_the_iommu() {
     // Nor is anything once it is detached.
     ioctl(&engine.device, DETACH, &mut [8, 0]).unwrap();
     assert_eq!(engine.copy(IOVA, IOVA + 64, 8, false), HALTED);
+}
+
+/// What DPDK's driver relies on beside copies.
+#[test]
+fn an_engine_is_armed_by_a_chain_and_fills() {
+    let engine = Engine::new(6);
+    assert_eq!(engine.status(), HALTED);
+    engine.device.write_all_at(&IOVA.to_le_bytes(), CHANNEL + 0x10).unwrap();
+    assert_eq!(engine.status(), ARMED);
+    let fill = [0x14 | 1 << 56, 0x0807_0605_0403_0201, IOVA + 0x5000, IOVA, 0, 0, 0, 0u64];
+    engine.put(0, &fill.map(u64::to_le_bytes).concat());
+    engine.device.write_all_at(&1u16.to_le_bytes(), CHANNEL + 6).unwrap();
+    while engine.status() != DONE {
+        std::thread::yield_now();
+    }
+    let filled: [u8; 21] = engine.get(0x5000);
+    assert_eq!(filled, [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 0]);
 }
 
 #[test]
@@ -165,6 +183,20 @@ fn a_message_signals_its_eventfd() {
     assert!(std::io::Read::read_exact(&mut event, &mut count).is_err());
     let mut no_eventfd = [24, 1 << 2 | 1 << 5, 2, 0, 1, engine.ram.as_raw_fd() as u32];
     assert_eq!(ioctl(&engine.device, DEVICE_SET_IRQS, &mut no_eventfd), Err(libc::EINVAL));
+}
+
+/// As the kernel, which restores configuration space: DPDK enables bus mastering before it resets.
+#[test]
+fn a_reset_leaves_configuration_space() {
+    let engine = Engine::new(5);
+    engine.put(0x8000, b"after a reset");
+    ioctl(&engine.device, DEVICE_RESET, &mut [0]).unwrap();
+    assert_eq!(engine.copy(IOVA + 0x8000, IOVA + 0x9000, 13, false), DONE);
+    assert_eq!(&engine.get(0x9000), b"after a reset");
+    // Function level: Initiate, in Device Control.
+    engine.device.write_all_at(&[0x10, 0xa8], CONFIG + 0x68).unwrap();
+    assert_eq!(engine.status(), HALTED);
+    assert_eq!(engine.copy(IOVA + 0x8000, IOVA + 0xa000, 13, false), DONE);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use host::Task;
+use host::{MappedMemory, MmapBacking, MmapRequest, Task};
 use uapi::extra::{
     vfio_device_feature_header, vfio_pci_dependent_device, vfio_pci_hot_reset_header,
 };
@@ -67,6 +67,14 @@ macro_rules! operations {
         ) -> Result<usize, Errno> {
             $crate::file::write_region(self, task, buf, len, pos).map_err(|error| error.errno())
         }
+
+        fn mmap(
+            &self,
+            _task: &dyn Task,
+            request: host::MmapRequest,
+        ) -> Result<host::MmapBacking, Errno> {
+            $crate::file::map_region(self, request).map_err(|error| error.errno())
+        }
     };
 }
 pub(crate) use operations;
@@ -90,7 +98,7 @@ pub(crate) fn ioctl(
             irqs::set(&binding.function, task, arg, prepare)
         }
         nr::VFIO_DEVICE_RESET => {
-            binding.function.open();
+            binding.function.reset();
             Ok(())
         }
         nr::VFIO_DEVICE_FEATURE => feature(task, arg),
@@ -124,6 +132,9 @@ fn region_info(binding: &Binding, task: &dyn Task, arg: u64) -> Result<(), Error
     info.offset = u64::from(info.index) << OFFSET_SHIFT;
     let both = v::VFIO_REGION_INFO_FLAG_READ | v::VFIO_REGION_INFO_FLAG_WRITE;
     info.flags = if size == 0 { 0 } else { both };
+    if binding.function.is_mappable(info.index) {
+        info.flags |= v::VFIO_REGION_INFO_FLAG_MMAP;
+    }
     write(task, arg, &info, 32)
 }
 
@@ -203,7 +214,7 @@ fn hot_reset(
     if !owned {
         return Err(Error::Invalid("the descriptor is not the device's group"));
     }
-    binding.function.open();
+    binding.function.reset();
     Ok(())
 }
 
@@ -216,6 +227,20 @@ fn place(binding: &Binding, pos: Option<u64>, len: usize) -> Result<(u32, u64, u
     let left = size.checked_sub(offset).filter(|left| *left > 0);
     let left = left.ok_or(Error::Invalid("the offset is outside the region"))?;
     Ok((index, offset, len.min(usize::try_from(left).unwrap_or(usize::MAX))))
+}
+
+/// Registers of a BAR, for a program to access as memory.
+pub(crate) fn map_region(
+    file: &impl DeviceFile,
+    request: MmapRequest,
+) -> Result<MmapBacking, Error> {
+    let binding = file.binding()?;
+    let len = usize::try_from(request.len).map_err(|_| Error::Invalid("length"))?;
+    let (index, _, fits) = place(&binding, Some(request.offset), len)?;
+    if !binding.function.is_mappable(index) || !request.shared || request.exec || fits < len {
+        return Err(Error::Invalid("the region cannot be mapped so"));
+    }
+    Ok(MmapBacking { memory: MappedMemory::Registers, guard: Box::new(()) })
 }
 
 pub(crate) fn read_region(

@@ -9,7 +9,7 @@ use uapi::vfio as v;
 
 use crate::Error;
 use crate::config::{self, Config, Effect, MSIX_BAR, MSIX_BAR_SIZE};
-use crate::device::{Bus, Device, Identity, Shared};
+use crate::device::{Bus, Device, Identity, InUse, Shared};
 use crate::group::Group;
 use crate::interrupts::{Counts, Interrupts};
 
@@ -23,6 +23,7 @@ pub struct Function {
     bars: [u64; 6],
     address: PciAddress,
     group: Arc<Group>,
+    mappable: AtomicBool,
     /// Bound by its own file.
     pub(crate) bound: AtomicBool,
 }
@@ -55,12 +56,31 @@ impl Function {
         let (identity, own) = (emulated.identity(), emulated.capabilities());
         let config = Config::new(&identity, bars, counts, port.capabilities(), &own);
         let config = Mutex::new(config);
-        let (bound, in_group) = (AtomicBool::new(false), group.clone());
-        let function =
-            Self { device, emulated, shared, port, config, bars, address, group: in_group, bound };
-        let function = Arc::new(function);
+        let function = Arc::new(Self {
+            device,
+            emulated,
+            shared,
+            port,
+            config,
+            bars,
+            address,
+            group: group.clone(),
+            mappable: AtomicBool::new(false),
+            bound: AtomicBool::new(false),
+        });
         group.add(&function);
         Ok(function)
+    }
+
+    /// Lets programs map its registers: each access is carried out, at the price of a signal.
+    pub fn allow_mmap(&self) {
+        self.mappable.store(true, Ordering::Release);
+    }
+
+    /// Whether programs may map a region. The MSI-X table stays the host's.
+    pub(crate) fn is_mappable(&self, index: u32) -> bool {
+        let bar = self.bars.get(index as usize).is_some_and(|size| *size > 0);
+        bar && !self.is_table(index) && self.mappable.load(Ordering::Acquire)
     }
 
     /// Its address.
@@ -181,7 +201,8 @@ impl Function {
         }
     }
 
-    /// A function level reset. Interrupts stay configured, as after the kernel's.
+    /// A function level reset. As after the kernel's, which restores configuration space, the device is still enabled, and
+    /// interrupts are still configured.
     pub(crate) fn reset(&self) {
         // No DMA and no message from here on, whatever the device is in the middle of.
         self.shared.master.store(false, Ordering::Release);
@@ -190,20 +211,30 @@ impl Function {
         self.port.reset();
         self.port.halt(false);
         self.interrupts().set_level(false);
-        self.config.lock().reset();
-        self.interrupts().disable_line(false);
+        let config = self.config.lock();
+        self.shared.master.store(config.is_master(), Ordering::Release);
     }
 
-    /// A device that is opened, or reset while it is, decodes its BARs.
-    pub(crate) fn open(&self) {
+    /// Configuration space as after power-on, and then a reset.
+    fn clean(&self) {
+        self.config.lock().reset();
+        self.interrupts().disable_line(false);
         self.reset();
+    }
+
+    /// A device that is opened decodes its BARs.
+    pub(crate) fn open(&self) -> Result<(), Error> {
+        self.emulated.open().map_err(|InUse| Error::Busy("what the device needs"))?;
+        self.clean();
         self.config.lock().write(4, &[0b10, 0]);
+        Ok(())
     }
 
     /// It is given back.
     pub(crate) fn close(&self) {
         self.interrupts().close();
-        self.reset();
+        self.clean();
+        self.emulated.close();
     }
 }
 

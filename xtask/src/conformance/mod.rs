@@ -1,7 +1,6 @@
 //! `cargo xtask conformance`: does a program that was written for the kernel's
 //! iommufd find it in ours? The judges are the kernel's own headers and selftests.
 
-mod apt;
 mod build;
 mod expected;
 mod hugepages;
@@ -18,6 +17,9 @@ use hugepages::HugePages;
 use report::Report;
 use run::Runner;
 use source::Source;
+
+pub(crate) use run::build_softiommu;
+pub(crate) use source::cache_directory;
 
 /// Command line.
 #[derive(clap::Args)]
@@ -56,14 +58,17 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "vfio",
+        // Not vfio_pci_sriov_uapi_test: no device has virtual functions.
         programs: &[
             "vfio_iommufd_setup_test",
             "vfio_pci_device_test",
             "vfio_dma_mapping_test",
+            "vfio_dma_mapping_mmio_test",
             "vfio_pci_device_init_perf_test",
+            "vfio_pci_driver_test",
         ],
-        machine: &["--grant", "ipc-lock"],
-        // The DMA engine of the default machine.
+        machine: &["--machine", concat!(env!("CARGO_MANIFEST_DIR"), "/src/conformance/vfio.toml")],
+        // The DMA engine of that machine.
         environment: &[("VFIO_SELFTESTS_BDF", "0001:00:01.0")],
     },
 ];

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::apt::{Apt, Mirror};
 use crate::Result;
+use crate::apt::{Apt, Mirror};
 
 const PACKAGE: &str = "linux-source-7.3";
 const PACKAGE_PREFIX: &str = "linux-source-7.";
@@ -86,7 +86,7 @@ impl Source {
     }
 }
 
-fn cache_directory() -> Result<PathBuf> {
+pub(crate) fn cache_directory() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").filter(|path| path.is_absolute());
     let base = base.or_else(|| Some(set("HOME")?.join(".cache")));
@@ -152,12 +152,13 @@ fn from_local(path: &Path, cache: &Path) -> Result<Source> {
 }
 
 fn from_mirror(cache: &Path) -> Result<Source> {
-    let mirror = Mirror::of_this_machine()?;
+    let mirror = Mirror::of_this_machine()
+        .map_err(|error| format!("{error}; give the kernel source with --linux-src"))?;
     let work = cache.join("download");
     let mut problems = Vec::new();
     for suite in SUITES {
         let _ = std::fs::remove_dir_all(&work);
-        let found = Apt::update(&mirror, suite, &work)
+        let found = Apt::update(&mirror, &[suite], &work)
             .and_then(|apt| Ok((apt.newest(PACKAGE_PREFIX, PACKAGE)?, apt)));
         let (package, version, apt) = match found {
             Ok((Some((package, version)), apt)) => (package, version, apt),
@@ -174,7 +175,7 @@ fn from_mirror(cache: &Path) -> Result<Source> {
             println!("{suite} has no {PACKAGE} any more; taking {package}");
         }
         println!("downloading {package} {version} from {suite} (some 160 MB, once)");
-        let file = apt.download(&package, &version)?;
+        let file = apt.download(&package, Some(&version))?;
         let tree = cache.join(format!("{package}_{version}"));
         let _ = std::fs::remove_dir_all(&tree);
         std::fs::create_dir_all(&tree)?;

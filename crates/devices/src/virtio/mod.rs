@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use platform::Spawn;
-use vfio::{Bus, Device, Identity};
+use vfio::{Bus, Device, Identity, InUse};
 
 use self::request::{Disk, MAX_RANGE, MAX_RANGES, Scratch};
 use self::ring::{Broken, MAX_SIZE};
@@ -175,6 +175,15 @@ impl Device for VirtioBlk {
 
     fn has_line(&self) -> bool {
         true
+    }
+
+    fn open(&self) -> Result<(), InUse> {
+        let Disk { image, id } = &self.engine.disk;
+        crate::lock(id, &[image])
+    }
+
+    fn close(&self) {
+        self.engine.disk.image.unlock();
     }
 
     fn read(&self, _bar: usize, offset: u64, data: &mut [u8]) {

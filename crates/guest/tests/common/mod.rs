@@ -36,7 +36,8 @@ pub(crate) fn nothing_stale() {
 pub(crate) fn install() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let mut file = "check-stale = \"reuse\"\ngrant = [\"ipc-lock\"]\n".to_owned();
+        let mut file =
+            "check-stale = \"reuse\"\ngrant = [\"ipc-lock\"]\nmsi-window = 0x8000000\n".to_owned();
         for name in ["s0", "s1"] {
             let _ = write!(file, "[[iommu]]\nname = \"{name}\"\nmodel = \"smmuv3\"\n");
         }

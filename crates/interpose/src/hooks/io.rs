@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_ulong, c_void};
 use host::Errno;
 use libc::{iovec, off_t, size_t, ssize_t};
 
+use super::kvm;
 use crate::sys::answer;
 use crate::table::slot_of;
 use crate::{calls, next};
@@ -15,7 +16,7 @@ pub(super) unsafe extern "C" fn ioctl(fd: c_int, cmd: c_ulong, arg: usize) -> c_
         return answer(|| calls::ioctl(fd, cmd as u32, arg as u64));
     }
     // SAFETY: the same call, as promised by the caller.
-    unsafe { next::ioctl(fd, cmd, arg) }
+    unsafe { kvm::ioctl(fd, cmd, arg).unwrap_or_else(|| next::ioctl(fd, cmd, arg)) }
 }
 
 #[unsafe(no_mangle)]

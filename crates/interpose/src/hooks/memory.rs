@@ -43,10 +43,11 @@ unsafe fn map_ours(
             }
             at as *mut c_void
         }
-        Ok(MmapBacking { memory: MappedMemory::Registers { registers, offset }, guard }) => {
+        Ok(MmapBacking { memory: MappedMemory::Registers, guard }) => answer(|| {
+            let file = calls::Held::new(fd)?;
             // SAFETY: the caller's own mapping.
-            answer(|| unsafe { trap::map(addr, len, flags, registers, offset, guard) })
-        }
+            unsafe { trap::map(addr, len, flags, (file, pos as u64), guard) }
+        }),
         Err(e) => {
             set_errno(e.raw_os_error());
             libc::MAP_FAILED

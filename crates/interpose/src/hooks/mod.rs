@@ -16,6 +16,7 @@ mod descriptor;
 mod directory;
 mod exec;
 mod io;
+mod kvm;
 mod memory;
 mod message;
 mod open;

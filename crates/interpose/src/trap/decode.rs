@@ -111,10 +111,12 @@ struct Mapped;
 impl Memory for Mapped {
     fn read(&mut self, address: u64, data: &mut [u8]) {
         match Found::at(address as usize) {
-            Some(found) => match found.place(address, data.len()) {
-                Some((registers, offset)) => registers.read(offset, data),
-                None => data.fill(0xff),
-            },
+            Some(found) => {
+                let place = found.place(address, data.len());
+                if !place.is_some_and(|(file, offset)| file.read(offset, data)) {
+                    data.fill(0xff);
+                }
+            }
             // SAFETY: what the program itself reads here; where there is nothing, that is its fault.
             None => unsafe {
                 std::ptr::copy(address as *const u8, data.as_mut_ptr(), data.len());
@@ -125,8 +127,8 @@ impl Memory for Mapped {
     fn write(&mut self, address: u64, data: &[u8]) {
         match Found::at(address as usize) {
             Some(found) => {
-                if let Some((registers, offset)) = found.place(address, data.len()) {
-                    registers.write(offset, data);
+                if let Some((file, offset)) = found.place(address, data.len()) {
+                    file.write(offset, data);
                 }
             }
             // SAFETY: as above.

@@ -1,5 +1,5 @@
 //! Registers that programs map: an address range without access rights, and a handler of `SIGSEGV` that carries out the
-//! instruction that faulted on the device's registers.
+//! instruction that faulted, by reading and writing the device's file.
 //!
 //! The handler is there once something is mapped so. From then on what the program does with `SIGSEGV` is kept here,
 //! and followed for every other fault.
@@ -14,8 +14,9 @@ use std::any::Any;
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
-use host::{Errno, Registers};
+use host::Errno;
 
+use crate::calls::Held;
 use crate::mappings;
 use crate::sys::{c_result, syscall6};
 
@@ -34,15 +35,15 @@ mod decode {
 
 /// What is mapped somewhere.
 struct Mapped {
-    registers: Arc<dyn Registers>,
-    /// Offset of the first byte.
+    file: Held,
+    /// Offset in the file of the first byte.
     offset: u64,
     start: usize,
     len: usize,
     _guard: Box<dyn Any + Send + Sync>,
 }
 
-/// Maps registers, at `addr` if the flags say so.
+/// Maps registers, at an offset of a file, at `addr` if the flags say so.
 ///
 /// # Safety
 /// As `mmap` itself.
@@ -50,8 +51,7 @@ pub(crate) unsafe fn map(
     addr: *mut c_void,
     len: usize,
     flags: c_int,
-    registers: Arc<dyn Registers>,
-    offset: u64,
+    (file, offset): (Held, u64),
     guard: Box<dyn Any + Send + Sync>,
 ) -> Result<*mut c_void, Errno> {
     if !cfg!(target_arch = "x86_64") {
@@ -67,7 +67,7 @@ pub(crate) unsafe fn map(
         return Err(Errno::from_raw_os_error(crate::sys::errno()));
     }
     let start = at as usize;
-    let mapped = Mapped { registers, offset, start, len, _guard: guard };
+    let mapped = Mapped { file, offset, start, len, _guard: guard };
     mappings::add(start, len, Box::new(mapped));
     Ok(at as *mut c_void)
 }
@@ -90,11 +90,11 @@ impl Found {
         guard.downcast_ref()
     }
 
-    /// Where in the registers `len` bytes at an address are.
-    fn place(&self, address: u64, len: usize) -> Option<(&dyn Registers, u64)> {
+    /// The file, and where in it `len` bytes at an address are.
+    fn place(&self, address: u64, len: usize) -> Option<(&Held, u64)> {
         let mapped = self.mapped()?;
         let within = address.checked_sub(mapped.start as u64)?;
         let fits = within.checked_add(len as u64)? <= mapped.len as u64;
-        fits.then(|| (&*mapped.registers, mapped.offset + within))
+        fits.then_some((&mapped.file, mapped.offset + within))
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once};
 
 use host::{
     Access, Capability, CharDevice, Errno, File, FileMode, MappedMemory, MmapBacking, MmapRequest,
-    Notify, OpenFile, PhysRun, Registers, Task,
+    Notify, OpenFile, PhysRun, Task,
 };
 use interpose::{Node, PathTable, Prefixes, Tree};
 
@@ -48,7 +48,7 @@ pub struct Counter {
     value: AtomicU64,
     queue: Mutex<VecDeque<u8>>,
     notify: Mutex<Option<Notify>>,
-    registers: Arc<Bank>,
+    registers: Bank,
 }
 
 /// Registers that hold what is written to them, and count accesses.
@@ -61,7 +61,7 @@ pub struct Bank {
 /// The count of accesses, which can only be read.
 pub const ACCESSES: u64 = 0x1ff8;
 
-impl Registers for Bank {
+impl Bank {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if offset == ACCESSES {
             data.copy_from_slice(&self.accesses.load(Ordering::SeqCst).to_le_bytes()[..data.len()]);
@@ -93,7 +93,7 @@ impl Counter {
             value: AtomicU64::new(0),
             queue: Mutex::default(),
             notify: Mutex::default(),
-            registers: Arc::default(),
+            registers: Bank::default(),
         })
     }
 }
@@ -173,6 +173,12 @@ impl File for Counter {
         len: usize,
         pos: Option<u64>,
     ) -> Result<usize, Errno> {
+        if let Some(offset) = pos.and_then(|pos| pos.checked_sub(REGISTERS)) {
+            let mut data = vec![0; len];
+            self.registers.read(offset, &mut data);
+            task.mm().copy_to_user(buf, &data).map_err(|_| Errno::FAULT)?;
+            return Ok(len);
+        }
         if pos.is_some() {
             return Err(Errno::SPIPE);
         }
@@ -191,6 +197,12 @@ impl File for Counter {
         len: usize,
         pos: Option<u64>,
     ) -> Result<usize, Errno> {
+        if let Some(offset) = pos.and_then(|pos| pos.checked_sub(REGISTERS)) {
+            let mut data = vec![0; len];
+            task.mm().copy_from_user(buf, &mut data).map_err(|_| Errno::FAULT)?;
+            self.registers.write(offset, &data);
+            return Ok(len);
+        }
         if pos.is_some() {
             return Err(Errno::SPIPE);
         }
@@ -209,9 +221,7 @@ impl File for Counter {
         }
         if request.offset >= REGISTERS {
             MAPPED.fetch_add(1, Ordering::SeqCst);
-            let (registers, offset) = (self.registers.clone(), request.offset - REGISTERS);
-            let memory = MappedMemory::Registers { registers, offset };
-            return Ok(MmapBacking { memory, guard: Box::new(Mapped) });
+            return Ok(MmapBacking { memory: MappedMemory::Registers, guard: Box::new(Mapped) });
         }
         let fd = rustix::fs::memfd_create("counter", rustix::fs::MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&fd, request.len)?;

@@ -1,6 +1,8 @@
 //! `IOMMU_HWPT_*`, `IOMMU_GET_HW_INFO` and `IOMMU_FAULT_QUEUE_ALLOC`.
 
+use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Instant;
 
 use host::{Fault, Mm, PAGE_SIZE};
 use iommu::{Capability, NestedDomain, UserArray, UserData, Viommu};
@@ -11,6 +13,7 @@ use super::codec::Command;
 use crate::context::{Object, State};
 use crate::fault::{FaultFile, FaultQueue};
 use crate::hwpt::HwptRequest;
+use crate::observe::{self, Invalidation};
 use crate::{Context, Error};
 
 pub(super) fn alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {
@@ -237,6 +240,24 @@ enum Of {
     Viommu(Arc<dyn Viommu>),
 }
 
+/// Copies a part of the array.
+type Read<'a> = dyn Fn(u64, &mut [u8]) -> Result<(), Fault> + 'a;
+
+impl Of {
+    fn invalidate(
+        &self,
+        cmd: &u::iommu_hwpt_invalidate,
+        read: &Read<'_>,
+    ) -> (u32, Result<(), Error>) {
+        let array = UserArray::new(cmd.data_type, cmd.entry_len, cmd.entry_num, read);
+        let (done, result) = match self {
+            Self::Nested(domain) => domain.invalidate(&array),
+            Self::Viommu(viommu) => viommu.invalidate(&array),
+        };
+        (done, result.map_err(Error::from))
+    }
+}
+
 fn run_invalidate(
     context: &Context,
     command: &Command<'_>,
@@ -264,12 +285,37 @@ fn run_invalidate(
     };
     let mm = command.mm();
     let read = |offset, buf: &mut [u8]| mm.copy_from_user(cmd.data_uptr.wrapping_add(offset), buf);
-    let array = UserArray::new(cmd.data_type, cmd.entry_len, cmd.entry_num, &read);
-    let (done, result) = match of {
-        Of::Nested(domain) => domain.invalidate(&array),
-        Of::Viommu(viommu) => viommu.invalidate(&array),
+    if !context.watch.is_on() {
+        return of.invalidate(cmd, &read);
+    }
+    let started = Instant::now();
+    let entries = RefCell::new(Vec::new());
+    let most = Invalidation::ENTRIES * cmd.entry_len as usize;
+    let watched = |offset, buf: &mut [u8]| {
+        let result = read(offset, buf);
+        let mut entries = entries.borrow_mut();
+        if result.is_ok() && entries.len() as u64 == offset && entries.len() < most {
+            entries.extend_from_slice(buf);
+        }
+        result
     };
-    (done, result.map_err(Error::from))
+    let is_viommu = matches!(of, Of::Viommu(_));
+    let (done, result) = of.invalidate(cmd, &watched);
+    context.watch.tell(|observer, number| {
+        observer.invalidated(&Invalidation {
+            context: number,
+            target: cmd.hwpt_id,
+            is_viommu,
+            data_type: cmd.data_type,
+            entry_len: cmd.entry_len,
+            entry_num: cmd.entry_num,
+            done,
+            entries: &entries.borrow(),
+            result: observe::errno(&result),
+            started,
+        });
+    });
+    (done, result)
 }
 
 pub(super) fn fault_queue_alloc(context: &Context, command: &Command<'_>) -> Result<(), Error> {

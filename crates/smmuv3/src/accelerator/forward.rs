@@ -3,6 +3,7 @@
 use super::{Assigned, BATCH_MAX, Batch, Refusal, StreamConfig};
 use crate::commands::{ATC_INVALIDATIONS, COMMAND_LOG2};
 use crate::front::{Effect, Front};
+use crate::observe::Observation;
 use crate::options::Options;
 use crate::platform::{Memory, Wire};
 use crate::queues::CMDQ_ERR;
@@ -114,6 +115,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         if let Some(error) = error {
             let cons = CmdqCons(front.word(Register::CmdqCons)).with_err(error as u8);
             front.set(Register::CmdqCons, cons.0.into());
+            self.tell(Observation::CommandError(error));
             self.activate(&mut front, CMDQ_ERR);
         }
         if !front.cr0().cmdqen() {
@@ -133,6 +135,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         );
         for (command, _) in commands {
             self.carry_out(front, *command);
+            self.tell(Observation::Command(command));
         }
         front.set(Register::CmdqCons, last.0.into());
         if full && self.options.sev {

@@ -12,6 +12,7 @@ mod httu;
 mod in_flight;
 mod interrupts;
 mod merging;
+mod observe;
 mod pri;
 mod registers;
 mod stall;

@@ -37,7 +37,8 @@ pub(crate) struct Explain {
     #[arg(long, required = true, value_name = "FILE[@ADDRESS]")]
     memory: Vec<Source>,
 
-    /// A file with a register and its value on each line, or a binary dump of the registers
+    /// A file with a register and its value on each line, a saved state of the crate smmuv3 (`State` as JSON), or a
+    /// binary dump of the registers
     #[arg(long, value_name = "FILE")]
     registers: Option<PathBuf>,
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use smmuv3::wire::register::Register;
-use smmuv3::{IdRegisters, Options};
+use smmuv3::{IdRegisters, Options, State};
 use thiserror::Error;
 
 /// Registers of which the value is known.
@@ -28,6 +28,10 @@ pub(crate) enum RegistersError {
          register and a value on each line"
     )]
     Dump { path: PathBuf, length: usize },
+    #[error("{path} is no saved state of the crate smmuv3: {error}")]
+    State { path: PathBuf, error: serde_json::Error },
+    #[error("the saved state has a register at {offset:#x}, where there is none")]
+    Offset { offset: u32 },
     #[error(
         "the value of {0} is needed to find the stream table; give it with --register or --registers"
     )]
@@ -53,13 +57,16 @@ impl Registers {
         Ok(())
     }
 
-    /// A text file, or a binary dump of page 0 or of both pages.
+    /// A text file, a saved [`State`] in JSON, or a binary dump of page 0 or of both pages.
     pub(crate) fn read(&mut self, path: &Path) -> Result<(), RegistersError> {
         let bytes =
             fs::read(path).map_err(|error| RegistersError::Read { path: path.into(), error })?;
         if let Ok(text) = std::str::from_utf8(&bytes)
             && !text.contains('\0')
         {
+            if text.trim_start().starts_with('{') {
+                return self.read_state(path, text);
+            }
             let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
             return lines.filter(|line| !line.is_empty()).try_for_each(|line| self.assign(line));
         }
@@ -70,6 +77,17 @@ impl Registers {
             let at = register.offset() as usize;
             let Some(word) = bytes.get(at..at + register.width() as usize / 8) else { continue };
             let value = word.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+            self.0.insert(*register, value);
+        }
+        Ok(())
+    }
+
+    fn read_state(&mut self, path: &Path, text: &str) -> Result<(), RegistersError> {
+        let state: State = serde_json::from_str(text)
+            .map_err(|error| RegistersError::State { path: path.into(), error })?;
+        for (offset, value) in state.registers {
+            let register = Register::ALL.iter().find(|register| register.offset() == offset);
+            let register = register.ok_or(RegistersError::Offset { offset })?;
             self.0.insert(*register, value);
         }
         Ok(())

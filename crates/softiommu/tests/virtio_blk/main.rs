@@ -144,6 +144,17 @@ fn data_is_what_was_written_with_every_shape_of_buffer() {
 #[test]
 fn what_cannot_be_written_is_read() {
     let mut disk = driver(1, ALL);
+    // Others may read the file meanwhile, and nobody may write it.
+    let path = format!("/proc/self/fd/{}", install().read.as_raw_fd());
+    let other = File::open(path).unwrap();
+    assert!(other.try_lock().is_err());
+    other.try_lock_shared().unwrap();
+    other.unlock().unwrap();
+    drop(disk);
+    other.try_lock().unwrap();
+    assert_eq!(client::Client::bind(1).err(), Some(libc::EBUSY));
+    other.unlock().unwrap();
+    disk = driver(1, ALL);
     assert_ne!(disk.features & FEATURE_RO, 0);
     assert_eq!(disk.features & (1 << 13 | 1 << 14), 0, "nothing that writes");
     assert_eq!(u32::from_le_bytes(disk.config(20)), 4096, "blk_size");

@@ -1,4 +1,4 @@
-//! Getting a package from the machine's Debian mirror without touching the
+//! Getting packages from the machine's Debian mirror without touching the
 //! machine's apt configuration, lists or cache.
 
 use std::path::{Path, PathBuf};
@@ -33,9 +33,7 @@ impl Mirror {
             }
         });
         archive(mirrors.collect()).ok_or_else(|| {
-            "no Debian mirror in /etc/apt/sources.list or /etc/apt/sources.list.d; \
-             give the kernel source with --linux-src"
-                .into()
+            "no Debian mirror in /etc/apt/sources.list or /etc/apt/sources.list.d".into()
         })
     }
 }
@@ -127,8 +125,8 @@ pub(crate) struct Apt {
 }
 
 impl Apt {
-    /// Reads the package lists of `suite` of `mirror` into `directory`.
-    pub(crate) fn update(mirror: &Mirror, suite: &str, directory: &Path) -> Result<Self> {
+    /// Reads the package lists of `suites` of `mirror` into `directory`.
+    pub(crate) fn update(mirror: &Mirror, suites: &[&str], directory: &Path) -> Result<Self> {
         for part in ["lists/partial", "cache/archives/partial"] {
             std::fs::create_dir_all(directory.join(part))?;
         }
@@ -140,8 +138,9 @@ impl Apt {
         std::fs::write(
             directory.join("mirror.sources"),
             format!(
-                "Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n{signed_by}",
-                mirror.uri
+                "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\n{signed_by}",
+                mirror.uri,
+                suites.join(" ")
             ),
         )?;
         let apt = Self { directory: directory.to_owned() };
@@ -162,14 +161,44 @@ impl Apt {
         Ok(Some((package, version.trim().to_owned())))
     }
 
-    /// Downloads a package and returns the file. apt checks its hash.
-    pub(crate) fn download(&self, package: &str, version: &str) -> Result<PathBuf> {
-        let wanted = format!("{package}={version}");
+    /// Downloads a package, of a version or the newest, and returns the file. apt checks its hash.
+    pub(crate) fn download(&self, package: &str, version: Option<&str>) -> Result<PathBuf> {
+        let wanted =
+            version.map_or_else(|| package.to_owned(), |version| format!("{package}={version}"));
         command::output(self.command("apt-get").args(["download", &wanted]))?;
         let entries = std::fs::read_dir(&self.directory)?.flatten();
         let mut files = entries.map(|entry| entry.path());
         let file = files.find(|file| file.extension().is_some_and(|extension| extension == "deb"));
         file.ok_or_else(|| format!("apt did not leave the file of {package}").into())
+    }
+
+    /// Downloads packages, of `suite` if it has them, and what they need that the machine does not have; the files.
+    /// Nothing is installed.
+    pub(crate) fn download_with_needs(
+        &self,
+        suite: &str,
+        packages: &[&str],
+    ) -> Result<Vec<PathBuf>> {
+        let mut apt = self.command("apt-get");
+        apt.args([
+            "--yes",
+            "--no-install-recommends",
+            "--download-only",
+            "-o",
+            "Debug::NoLocking=1",
+        ]);
+        command::output(apt.args(["-t", suite, "install", "--reinstall"]).args(packages))?;
+        let archives = std::fs::read_dir(self.directory.join("cache/archives"))?.flatten();
+        let files = archives.map(|entry| entry.path());
+        Ok(files.filter(|file| file.extension().is_some_and(|kind| kind == "deb")).collect())
+    }
+
+    /// The first package that a package depends on and that has this prefix: what stands behind a name that changes.
+    pub(crate) fn dependency(&self, package: &str, prefix: &str) -> Result<String> {
+        let text = command::output(self.command("apt-cache").args(["depends", package]))?;
+        let mut needed = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let found = needed.find(|name| name.starts_with(prefix)).map(str::to_owned);
+        found.ok_or_else(|| format!("{package} depends on no {prefix}*").into())
     }
 
     fn command(&self, program: &str) -> Command {

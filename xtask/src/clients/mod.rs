@@ -1,0 +1,64 @@
+//! `cargo xtask clients`: programs that know nothing of us, with devices of ours.
+
+mod dpdk;
+mod initrd;
+mod packages;
+mod qemu;
+
+use std::fs;
+use std::process::Command;
+
+use self::packages::Packages;
+use crate::{Result, conformance};
+
+/// Command line.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// One client; all without it
+    client: Option<Client>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Client {
+    /// A stock kernel, booted by QEMU
+    Qemu,
+    /// DPDK's driver of the DMA engine, under its own test
+    Dpdk,
+}
+
+/// Runs the clients. True if they did all they should.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    let packages = Packages::obtain()?;
+    let softiommu = conformance::build_softiommu()?;
+    let place = crate::workspace().join("target/clients");
+    fs::create_dir_all(&place)?;
+    let mut problems = Vec::new();
+    for client in [Client::Dpdk, Client::Qemu] {
+        if options.client.is_some_and(|wanted| wanted != client) {
+            continue;
+        }
+        println!();
+        problems.extend(match client {
+            Client::Qemu => qemu::run(&packages, &softiommu, &place)?,
+            Client::Dpdk => dpdk::run(&packages, &softiommu, &place)?,
+        });
+    }
+    println!();
+    for problem in &problems {
+        println!("FAILED {problem}");
+    }
+    let verdict = if problems.is_empty() { "did" } else { "did not do" };
+    println!("clients: they {verdict} all that they should");
+    Ok(problems.is_empty())
+}
+
+/// The same command, ended after five minutes: a guest may hang.
+fn end_in_time(command: &Command) -> Command {
+    let mut timeout = Command::new("timeout");
+    timeout.args(["--kill-after=5", "300"]).arg(command.get_program()).args(command.get_args());
+    timeout.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(place) = command.get_current_dir() {
+        timeout.current_dir(place);
+    }
+    timeout
+}
