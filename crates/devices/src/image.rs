@@ -106,8 +106,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// The file or block device at `path`, locked as long as this lives: a disk that can be written has it for itself
-    /// (`flock`), those that read share it.
+    /// The file or block device at `path`.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, ImageError> {
         let failed = |source: Errno| {
             let (path, source) = (path.to_owned(), source.into());
@@ -116,20 +115,14 @@ impl Image {
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
         // Whoever opens a pipe must not wait for its other end.
         let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
+        let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| match error {
+            Errno::ISDIR => ImageError::Kind { path: path.to_owned() },
+            error => failed(error),
+        })?;
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&file).map_err(failed)?.st_mode);
         if !kind.is_file() && !kind.is_block_device() {
             return Err(ImageError::Kind { path: path.to_owned() });
         }
-        let lock = if read_only {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        rustix::fs::flock(&file, lock).map_err(|error| match error {
-            Errno::WOULDBLOCK => ImageError::InUse { path: path.to_owned(), read_only },
-            error => failed(error),
-        })?;
         let len = length(file.as_fd()).map_err(failed)?;
         let path = Some(path.to_owned());
         Ok(Self { file: Box::new(file), path, len, read_only, sealed: false })
@@ -148,6 +141,28 @@ impl Image {
         let file =
             make().map_err(|error: Errno| ImageError::Memory { len, source: error.into() })?;
         Ok(Self { file: Box::new(file), path: None, len, read_only: false, sealed: true })
+    }
+
+    /// Keeps others away, until `unlock`, or until this ends: a disk that can be written has its file for itself
+    /// (`flock`), those that read share it.
+    pub fn lock(&self) -> Result<(), ImageError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let (path, read_only) = (path.clone(), self.read_only);
+        let lock = if read_only {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        rustix::fs::flock(self.fd(), lock).map_err(|error| match error {
+            Errno::WOULDBLOCK => ImageError::InUse { path, read_only },
+            error => ImageError::Open { path, read_only, source: error.into() },
+        })
+    }
+
+    /// Lets others have it.
+    pub fn unlock(&self) {
+        // What is not locked needs none of it.
+        let _ = rustix::fs::flock(self.fd(), FlockOperation::Unlock);
     }
 
     /// The same, refusing writes.
@@ -333,24 +348,26 @@ mod tests {
     #[test]
     fn one_writes_or_many_read() {
         let (_dir, path) = file(512);
-        let writer = Image::open(&path, false).unwrap();
-        for read_only in [false, true] {
-            let error = Image::open(&path, read_only).err().unwrap().to_string();
+        let open = |read_only| Image::open(&path, read_only).unwrap();
+        let (writer, other) = (open(false), open(false));
+        // The lock goes where the descriptor goes.
+        writer.lock().unwrap();
+        let writer = writer.held_by(Ok).unwrap();
+        for image in [&other, &open(true)] {
+            let error = image.lock().unwrap_err().to_string();
             assert!(error.contains("disk.img is in use"), "{error}");
         }
-        // The lock goes where the descriptor goes.
-        let writer = writer.held_by(Ok).unwrap();
-        assert!(Image::open(&path, true).is_err());
-        drop(writer);
-        let readers = [Image::open(&path, true).unwrap(), Image::open(&path, true).unwrap()];
-        assert!(Image::open(&path, false).is_err());
-        assert_eq!(
-            readers[0].write(0, &[1]).unwrap_err().kind(),
-            io::ErrorKind::ReadOnlyFilesystem
-        );
+        writer.unlock();
+        other.lock().unwrap();
+        drop(other);
+        let readers = [open(true), open(true)];
+        readers.iter().for_each(|reader| reader.lock().unwrap());
+        assert!(writer.lock().is_err());
+        let error = readers[0].write(0, &[1]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
         assert!(readers[1].zero(0, 512).is_err());
         drop(readers);
-        Image::open(&path, false).unwrap();
+        writer.lock().unwrap();
     }
 
     #[test]
@@ -376,8 +393,10 @@ mod tests {
         assert!(error.contains("memory = \"512\""), "{error}");
         Image::memory(512).unwrap().check_blocks(512).unwrap();
         let refused = |path: &Path| Image::open(path, true).err().unwrap().to_string();
-        let error = refused(dir.path());
-        assert!(error.contains("neither a file nor a block device"), "{error}");
+        for read_only in [false, true] {
+            let error = Image::open(dir.path(), read_only).err().unwrap().to_string();
+            assert!(error.contains("neither a file nor a block device"), "{error}");
+        }
         let error = refused(&dir.path().join("none.img"));
         assert!(error.contains("none.img") && error.contains("truncate"), "{error}");
     }

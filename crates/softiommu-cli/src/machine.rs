@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
-use softiommu_machine::{Behind, Device, Iommu, Machine as Description, Model, PciAddress};
+use softiommu_machine::{Behind, Device, Disk, Iommu, Machine as Description, Model, PciAddress};
+
+use crate::devices::{self, DevicesError};
 
 /// Show what a machine offers to programs, or print a machine file to start from
 ///
@@ -16,6 +18,7 @@ use softiommu_machine::{Behind, Device, Iommu, Machine as Description, Model, Pc
   softiommu machine                                  # the default machine, for people
   softiommu machine --print-default > machine.toml   # the same, as a machine file to change
   softiommu machine machine.toml                     # check a machine file, and show what it describes
+  softiommu machine --device nvme,image=disk.img     # the default machine with a disk
 
 Exit status: 0, or 1 if there is no such machine.")]
 pub(crate) struct Machine {
@@ -26,6 +29,10 @@ pub(crate) struct Machine {
     /// The model of the default machine's IOMMU: smmuv3, mmu600, mmu700 or mock
     #[arg(long, value_name = "MODEL", default_value_t = Model::Smmuv3)]
     iommu: Model,
+
+    /// Add a device to it, as in `softiommu run`
+    #[arg(long, value_name = "MODEL[,KEY=VALUE...]")]
+    device: Vec<String>,
 
     /// Print the default machine as a machine file
     #[arg(long, conflicts_with_all = ["file", "json"])]
@@ -41,16 +48,20 @@ pub(crate) struct Machine {
 pub(crate) enum Error {
     #[error(transparent)]
     Machine(#[from] softiommu_machine::Error),
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
 }
 
 impl Machine {
     pub(crate) fn run(&self) -> Result<(), Error> {
-        let machine = match &self.file {
+        let mut machine = match &self.file {
             Some(path) => Description::from_file(path)?,
             None => Description::of(self.iommu),
         };
+        devices::add(&mut machine, &self.device)?;
+        machine.check()?;
         let text = if self.print_default {
             machine.to_toml()
         } else if self.json {
@@ -67,7 +78,9 @@ impl Machine {
 }
 
 /// Devices with the nodes that programs open for them.
-fn devices(machine: &Description) -> impl Iterator<Item = (&Device, Option<(PciAddress, String)>)> {
+fn devices_of(
+    machine: &Description,
+) -> impl Iterator<Item = (&Device, Option<(PciAddress, String)>)> {
     let mut next = 0;
     // The machine has been checked.
     let addresses = machine.addresses().unwrap_or_default();
@@ -84,12 +97,29 @@ fn model_of(device: &Device) -> String {
     device.model.map_or_else(|| "DMA only".to_owned(), |model| model.to_string())
 }
 
+fn place_of(disk: &Disk) -> String {
+    match (&disk.image, disk.memory) {
+        (Some(path), _) => path.display().to_string(),
+        (None, Some(size)) => format!("{size} of memory"),
+        (None, None) => "nothing".to_owned(),
+    }
+}
+
+fn disk_as_json(disk: &Disk) -> Value {
+    json!({
+        "image": disk.image,
+        "memory": disk.memory.map(|size| size.0),
+        "read-only": disk.read_only,
+        "block-size": disk.block(),
+    })
+}
+
 fn for_people(machine: &Description) -> String {
     let mut text = String::new();
     for iommu in &machine.iommus {
         let _ = writeln!(text, "{}: {}{}", iommu.name, iommu.model, features(iommu));
     }
-    for (device, place) in devices(machine) {
+    for (device, place) in devices_of(machine) {
         let behind = match &device.iommu {
             Behind::None => "behind no IOMMU".to_owned(),
             Behind::Iommu(name) => {
@@ -102,6 +132,15 @@ fn for_people(machine: &Description) -> String {
             (format!(" at {address}"), format!(": {node}"))
         });
         let _ = writeln!(text, "{}: {}{at}, {behind}{node}", device.name, model_of(device));
+        for disk in device.disks() {
+            let read_only = if disk.read_only { ", read-only" } else { "" };
+            let _ = writeln!(
+                text,
+                "  {}, blocks of {} bytes{read_only}",
+                place_of(&disk),
+                disk.block()
+            );
+        }
     }
     text
 }
@@ -136,7 +175,7 @@ fn as_json(machine: &Description) -> Value {
         .iter()
         .map(|iommu| json!({ "name": iommu.name, "model": iommu.model.to_string() }))
         .collect();
-    let devices: Vec<_> = devices(machine)
+    let devices: Vec<_> = devices_of(machine)
         .map(|(device, place)| {
             let (address, node) = place.unzip();
             json!({
@@ -148,6 +187,7 @@ fn as_json(machine: &Description) -> Value {
                 "pasid-bits": device.pasid_bits,
                 "address": address.map(|address| address.to_string()),
                 "node": node,
+                "disks": device.disks().iter().map(disk_as_json).collect::<Vec<_>>(),
             })
         })
         .collect();

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod decode;
+mod devices;
 mod explain;
 mod library;
 mod machine;

@@ -8,6 +8,7 @@ use std::process::Command;
 use clap::Args;
 use softiommu_machine::{Grant, Machine, Model, StaleRule};
 
+use crate::devices::{self, DevicesError};
 use crate::library::{self, LibraryError};
 use crate::program::{self, ProgramError};
 
@@ -26,6 +27,7 @@ use crate::program::{self, ProgramError};
   softiommu run -- ./my-vmm --device vfio
   softiommu run -v --log /tmp/iommu.log -- cargo test
   softiommu run --machine machine.toml -- ./client
+  softiommu run --device nvme,image=disk.img --device virtio-blk,memory=64MiB,ro -- ./driver
   softiommu run --trace trace.json -- ./my-vmm     # then open it in https://ui.perfetto.dev
 
 Exit status: the program's own; 125 if softiommu itself failed, 126 if the program cannot be
@@ -39,6 +41,12 @@ pub(crate) struct Run {
     /// kernel's selftests expect
     #[arg(long, value_name = "MODEL", default_value_t = Model::Smmuv3)]
     iommu: Model,
+
+    /// Add a device to the machine: ioat, nvme or virtio-blk, and for disks, after commas, image=FILE or
+    /// memory=SIZE, ro, block-size=BYTES, queues=N; for each, name=NAME and address=ADDRESS. Its node is the
+    /// next /dev/vfio/devices/vfioN: `softiommu machine` shows it
+    #[arg(long, value_name = "MODEL[,KEY=VALUE...]")]
+    device: Vec<String>,
 
     /// Act as if the program had a capability: ipc-lock, sys-resource or
     /// sys-rawio. What they protect here is only the emulation's bookkeeping
@@ -94,6 +102,8 @@ pub(crate) enum RunError {
     #[error(transparent)]
     Machine(#[from] softiommu_machine::Error),
     #[error(transparent)]
+    Devices(#[from] DevicesError),
+    #[error(transparent)]
     Library(#[from] LibraryError),
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -111,7 +121,11 @@ impl RunError {
         match self {
             Self::Program(ProgramError::NotFound { .. }) => 127,
             Self::Program(_) | Self::Exec { .. } => 126,
-            Self::Machine(_) | Self::Library(_) | Self::Log { .. } | Self::Trace { .. } => 125,
+            Self::Machine(_)
+            | Self::Devices(_)
+            | Self::Library(_)
+            | Self::Log { .. }
+            | Self::Trace { .. } => 125,
         }
     }
 }
@@ -130,6 +144,7 @@ impl Run {
             Some(path) => Machine::from_file(path)?,
             None => Machine::of(self.iommu),
         };
+        devices::add(&mut machine, &self.device)?;
         machine.grant.extend(&self.grant);
         machine.fault_injection |= self.fault_injection;
         machine.explain_faults |= self.explain_faults;
@@ -137,6 +152,7 @@ impl Run {
         let trace = self.trace.or(machine.trace);
         machine.trace = trace.map(|path| std::path::absolute(&path).unwrap_or(path));
         machine.check()?;
+        devices::check_disks(&mut machine)?;
         let library = library::find()?;
         let (name, args) = self.program.split_first().ok_or(ProgramError::Missing)?;
         let path = program::find(name)?;

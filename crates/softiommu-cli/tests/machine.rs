@@ -44,3 +44,27 @@ fn a_file_that_describes_no_machine_is_refused_with_what_to_write() {
     assert!(error.contains("machine.toml") && error.contains("write `s` or \"none\""), "{error}");
     assert!(output.stdout.is_empty());
 }
+
+#[test]
+fn devices_are_added_and_shown_with_their_disks() {
+    let text =
+        printed(&["--device", "nvme,image=/disks/a.img,ro", "--device", "virtio-blk,memory=64MiB"]);
+    assert!(
+        text.contains("nvme0: nvme at 0001:00:02.0, behind iommu0: /dev/vfio/devices/vfio1"),
+        "{text}"
+    );
+    assert!(text.contains("  /disks/a.img, blocks of 512 bytes, read-only\n"), "{text}");
+    assert!(text.contains("  64MiB of memory, blocks of 512 bytes\n"), "{text}");
+    let json = printed(&["--json", "--device", "nvme,memory=1MiB,block-size=4096"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["devices"][1]["disks"][0]["memory"], 1 << 20);
+    assert_eq!(json["devices"][1]["disks"][0]["block-size"], 4096);
+    // As a machine file, too.
+    let file = printed(&["--print-default", "--device", "nvme,memory=1MiB"]);
+    assert!(file.contains("model = \"nvme\"") && file.contains("memory = \"1MiB\""), "{file}");
+    let refused = |device| String::from_utf8(machine(&["--device", device]).stderr).unwrap();
+    let error = refused("nvme");
+    assert!(error.contains("`nvme0` needs one of image"), "{error}");
+    let error = refused("floppy");
+    assert!(error.contains("`floppy`") && error.contains("`virtio-blk`"), "{error}");
+}

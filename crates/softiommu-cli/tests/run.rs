@@ -160,3 +160,35 @@ fn every_injected_failure_reaches_the_program_as_an_error() {
     }
     assert!(points > 10, "only {points} steps of the client can fail");
 }
+
+#[test]
+fn disks_are_there_before_the_program_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = write(dir.path(), "disk.img", &[0; 4096], 0o600);
+    let odd = write(dir.path(), "odd.img", &[0; 1000], 0o600);
+    let device = |model: &str, image: &str| format!("{model},image={image}");
+    // As a machine file has it: where it is from the file, wherever the program is.
+    let text = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n[[device]]\nname = \"d\"\nmodel = \"nvme\"\niommu = \"s\"\nimage = \"disk.img\"\n";
+    let machine = write(dir.path(), "machine.toml", text.as_bytes(), 0o600);
+    let found = "cd / && test -c /dev/vfio/devices/vfio0 && sh -c 'test -c /dev/vfio/devices/vfio0' && echo found";
+    let output = softiommu(&["run", "--machine", &machine, "--", "sh", "-c", found]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "found\n");
+    assert!(output.stderr.is_empty(), "{:?}", String::from_utf8(output.stderr));
+    let missing = dir.path().join("missing.img");
+    for (image, named) in [
+        (missing.to_str().unwrap(), "truncate"),
+        (dir.path().to_str().unwrap(), "neither a file nor a block device"),
+        (&odd, "1000 bytes"),
+    ] {
+        let error = refused(125, &["run", "--device", &device("nvme", image), "--", "true"]);
+        assert!(error.contains(image) && error.contains(named), "{error}");
+    }
+    let (one, two) = (device("nvme", &image), device("virtio-blk", &image));
+    let error = refused(125, &["run", "--device", &one, "--device", &two, "--", "true"]);
+    assert!(error.contains("disk.img is in use"), "{error}");
+    let read_only = [one + ",ro", two + ",ro"];
+    let both = ["run", "--device", &read_only[0], "--device", &read_only[1], "--", "true"];
+    assert!(softiommu(&both).status.success());
+    let error = refused(125, &["run", "--device", "nvme,imagefile=a", "--", "true"]);
+    assert!(error.contains("imagefile=a") && error.contains("image=FILE"), "{error}");
+}

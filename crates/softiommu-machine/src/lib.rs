@@ -481,13 +481,17 @@ impl Machine {
         let text = std::fs::read_to_string(path)
             .map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let mut machine = Self::parse(&text, Some(path.to_owned()))?;
-        // Images are where they are from the file.
-        let at = path.parent().unwrap_or(Path::new(""));
-        for device in &mut machine.devices {
-            let own = device.namespaces.iter_mut().map(|disk| &mut disk.image);
-            own.chain([&mut device.image]).flatten().for_each(|image| *image = at.join(&image));
-        }
+        machine.place_images(path.parent().unwrap_or(Path::new("")));
         Ok(machine)
+    }
+
+    /// Has image files whose paths are relative be where they are from the directory `at`.
+    pub fn place_images(&mut self, at: &Path) {
+        for device in &mut self.devices {
+            let namespaces = device.namespaces.iter_mut().map(|disk| &mut disk.image);
+            let images = namespaces.chain([&mut device.image]).flatten();
+            images.for_each(|image| *image = at.join(&image));
+        }
     }
 
     /// The machine as the text of a machine file.

@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use devices::{Ioat, Nvme};
 use host_linux::Host;
 use interpose::{Node, PathTable, Tree};
 use iommu::{Group as IommuGroup, ReservedKind, ReservedRegion};
 use iommufd::Iommufd;
 use platform::{DeviceOptions, Place, Platform, Smmu, Spawn};
-use softiommu_machine::{Behind, Device, DeviceModel, Machine};
+use softiommu_machine::{Behind, Device, Machine};
 use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 
-use crate::disks::{self, DiskError};
+use crate::backed::{Backed, DiskError};
 use crate::setup::{self, OwnDevices};
 use crate::sysfs::{self, Listed};
 use crate::timeline::Timeline;
@@ -31,15 +30,13 @@ pub(crate) enum Error {
     Platform(#[from] platform::Error),
     #[error(transparent)]
     Vfio(#[from] vfio::Error),
-    #[error("there is no {0} yet: use nvme")]
-    Model(DeviceModel),
     #[error(transparent)]
     Disk(#[from] DiskError),
 }
 
 /// What is behind a function's registers.
-enum What<'a, Disks> {
-    Model(DeviceModel, Disks),
+enum What<'a> {
+    Model(Backed),
     Own(&'a setup::Make),
 }
 
@@ -89,23 +86,14 @@ impl Hardware {
             }
             let (core, port) = platform.add_device(&device.name, &place)?;
             let what = match (device.model, own.get(&device.name)) {
-                (Some(DeviceModel::VirtioBlk), _) => {
-                    return Err(Error::Model(DeviceModel::VirtioBlk));
-                }
-                (Some(model), _) => What::Model(model, disks::open(device)?),
+                (Some(model), _) => What::Model(Backed::open(device, model)?),
                 (None, Some(make)) => What::Own(make),
                 // DMA only: nothing in /dev/vfio.
                 (None, None) => continue,
             };
-            let make = |bus| -> Arc<dyn vfio::Device> {
-                match what {
-                    What::Own(make) => make(bus, &spawn),
-                    What::Model(DeviceModel::Ioat, _) => Ioat::new(bus, &spawn),
-                    What::Model(DeviceModel::Nvme, disks) => {
-                        Nvme::new(bus, &spawn, &device.name, disks::namespaces(disks))
-                    }
-                    What::Model(DeviceModel::VirtioBlk, _) => unreachable!("refused before"),
-                }
+            let make = |bus| match what {
+                What::Model(backed) => backed.make(device, bus, &spawn),
+                What::Own(make) => make(bus, &spawn),
             };
             let function = Function::new(core, port, platform.its(), address, &group, make)?;
             if device.mmap {

@@ -12,7 +12,7 @@
 //! code. Nothing needs `LD_PRELOAD`, root, or a kernel with iommufd.
 #![forbid(unsafe_code)]
 
-mod disks;
+mod backed;
 mod fail_nth;
 mod hardware;
 mod setup;

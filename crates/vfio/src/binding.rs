@@ -36,8 +36,9 @@ impl Binding {
             return Err(Error::Permission("a device without an IOMMU needs CAP_SYS_RAWIO"));
         }
         let id = context.bind(device.clone())?;
-        function.open();
-        Ok(Self { function: function.clone(), context, id, _owner: owner })
+        let binding = Self { function: function.clone(), context, id, _owner: owner };
+        function.open()?;
+        Ok(binding)
     }
 
     /// Attaches the function to an IOAS or a HWPT, or moves it there. The HWPT that it is attached to.

@@ -28,6 +28,9 @@ const PM: usize = 0x40;
 const MSIX: usize = 0x50;
 const EXPRESS: usize = 0x60;
 const MSI: usize = 0xa0;
+/// Where those begin that the device has of its own.
+const VENDOR: usize = 0xb0;
+const ID_VENDOR: u8 = 0x09;
 const DEVICE_CONTROL: usize = EXPRESS + 8;
 
 /// Extended capabilities, in the order of the list; the first is where the list begins.
@@ -86,6 +89,7 @@ impl Config {
         bars: [u64; 6],
         interrupts: Counts,
         capabilities: Capabilities,
+        own: &[Vec<u8>],
     ) -> Self {
         let (bytes, writable) = (Box::new([0; SIZE]), Box::new([0; SIZE]));
         let mut config = Self { bytes, capabilities, writable };
@@ -131,12 +135,22 @@ impl Config {
             config.put(MSIX + 8, &(PBA | MSIX_BAR as u32).to_le_bytes());
         }
         list.push(EXPRESS);
+        let mut at = VENDOR;
+        for body in own {
+            let len = 3 + body.len();
+            assert!(at + len <= ATS, "the capabilities of a device need at most 80 bytes");
+            config.put(at, &[ID_VENDOR, 0, len as u8]);
+            config.put(at + 3, body);
+            list.push(at);
+            at += len.next_multiple_of(4);
+        }
         config.put(CAPABILITIES, &[list[0] as u8]);
         for pair in list.windows(2) {
             config.put(pair[0] + 1, &[pair[1] as u8]);
         }
         // PCI Express, version 2, an endpoint.
-        config.put(EXPRESS, &[0x10, 0x00, 0x02, 0x00]);
+        config.put(EXPRESS, &[0x10]);
+        config.put(EXPRESS + 2, &[0x02, 0x00]);
         config.put(EXPRESS + 4, &(FLR_CAPABLE | 1 << 15).to_le_bytes());
         config.put(DEVICE_CONTROL, &0x2810_u16.to_le_bytes());
         config.allow(DEVICE_CONTROL, &0x7fff_u16.to_le_bytes());
@@ -261,7 +275,8 @@ mod tests {
             revision: 3,
         };
         let interrupts = Counts { line: true, msi: 2, msix: 4 };
-        Config::new(&identity, [0x4000, 0, 0, 0, MSIX_BAR_SIZE, 0], interrupts, capabilities)
+        let own = [vec![1; 13], vec![2; 17]];
+        Config::new(&identity, [0x4000, 0, 0, 0, MSIX_BAR_SIZE, 0], interrupts, capabilities, &own)
     }
 
     fn read<const N: usize>(config: &Config, at: usize) -> [u8; N] {
@@ -291,7 +306,9 @@ mod tests {
             ids.push(id);
             at = next.into();
         }
-        assert_eq!(ids, [0x01, 0x05, 0x11, 0x10]);
+        assert_eq!(ids, [0x01, 0x05, 0x11, 0x10, 0x09, 0x09]);
+        assert_eq!(read(&config, VENDOR), [0x09, 0xc0, 16, 1]);
+        assert_eq!(read(&config, 0xc0), [0x09, 0, 20, 2]);
         assert_eq!(read::<2>(&config, MSI + 2), [1 << 7 | 1 << 1, 0]);
     }
 

@@ -48,6 +48,20 @@ pub trait Device: Send + Sync {
         false
     }
 
+    /// Its vendor-specific capabilities (09h): of each, what follows the byte with its length. There is room for 80 bytes,
+    /// 3 of each being the header.
+    fn capabilities(&self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
+    /// A program takes it, which comes before its first access. A device may refuse: what it needs is somebody else's.
+    fn open(&self) -> Result<(), InUse> {
+        Ok(())
+    }
+
+    /// The program has given it back, and it was reset.
+    fn close(&self) {}
+
     /// Reads registers: `data` is 1, 2, 4 or 8 bytes at an offset that is a multiple of that, inside the BAR.
     fn read(&self, bar: usize, offset: u64, data: &mut [u8]);
 
@@ -58,6 +72,11 @@ pub trait Device: Send + Sync {
     /// returns.
     fn reset(&self);
 }
+
+/// What a device needs is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("what the device needs is in use")]
+pub struct InUse;
 
 /// What a device reaches of the machine: one for each of its threads.
 pub struct Bus {
@@ -74,6 +93,12 @@ pub(crate) struct Shared {
 impl Bus {
     pub(crate) fn new(port: Port, shared: &Arc<Shared>) -> Self {
         Self { port, shared: shared.clone() }
+    }
+
+    /// The bus of a device that is no function of a machine, for its tests: it may use memory, and raises nothing.
+    pub fn alone(port: Port) -> Self {
+        let (interrupts, master) = (OnceLock::new(), AtomicBool::new(true));
+        Self { port, shared: Arc::new(Shared { interrupts, master }) }
     }
 
     /// The same for another thread.

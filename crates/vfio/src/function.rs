@@ -9,7 +9,7 @@ use uapi::vfio as v;
 
 use crate::Error;
 use crate::config::{self, Config, Effect, MSIX_BAR, MSIX_BAR_SIZE};
-use crate::device::{Bus, Device, Identity, Shared};
+use crate::device::{Bus, Device, Identity, InUse, Shared};
 use crate::group::Group;
 use crate::interrupts::{Counts, Interrupts};
 
@@ -53,7 +53,8 @@ impl Function {
         if counts.msix > 0 {
             bars[MSIX_BAR] = MSIX_BAR_SIZE;
         }
-        let config = Config::new(&emulated.identity(), bars, counts, port.capabilities());
+        let (identity, own) = (emulated.identity(), emulated.capabilities());
+        let config = Config::new(&identity, bars, counts, port.capabilities(), &own);
         let config = Mutex::new(config);
         let function = Arc::new(Self {
             device,
@@ -222,15 +223,18 @@ impl Function {
     }
 
     /// A device that is opened decodes its BARs.
-    pub(crate) fn open(&self) {
+    pub(crate) fn open(&self) -> Result<(), Error> {
+        self.emulated.open().map_err(|InUse| Error::Busy("what the device needs"))?;
         self.clean();
         self.config.lock().write(4, &[0b10, 0]);
+        Ok(())
     }
 
     /// It is given back.
     pub(crate) fn close(&self) {
         self.interrupts().close();
         self.clean();
+        self.emulated.close();
     }
 }
 

@@ -24,7 +24,7 @@ mod worker;
 
 pub use cdev::Cdev;
 pub use container::ContainerNode;
-pub use device::{Bus, Device, Identity};
+pub use device::{Bus, Device, Identity, InUse};
 pub use error::Error;
 pub use function::Function;
 pub use group::{Group, GroupNode};

@@ -24,8 +24,7 @@ impl Controller {
         match command.opcode {
             admin::IDENTIFY => {
                 let answer = self.identify(command)?;
-                scratch.data.gather(bus, command, answer.len(), running.page)?;
-                scratch.data.put(bus, &answer).map(done)
+                scratch.answer(bus, running, &answer).map(done)
             }
             admin::GET_LOG_PAGE => self.get_log_page(bus, scratch, running).map(done),
             admin::CREATE_CQ => self.state.lock().create_cq(command).map(done),
@@ -77,8 +76,7 @@ impl Controller {
         page.drain(..offset.ok_or(Status::INVALID_FIELD)?);
         // Beyond the page there is nothing.
         page.resize(len, 0);
-        scratch.data.gather(bus, command, len, running.page)?;
-        scratch.data.put(bus, &page)?;
+        scratch.answer(bus, running, &page)?;
         if id == log_page::ERRORS && command.dword(10) & RETAIN_EVENTS == 0 {
             self.state.lock().allow_events();
         }

@@ -7,9 +7,10 @@ use vfio::{Access, Bus, Work};
 
 use super::log::{Failure, Log};
 use super::namespace::Namespace;
-use super::prp::Data;
+use super::prp::Prps;
 use super::spec::{Command, Status};
 use super::state::{Job, State};
+use crate::scatter::Scatter;
 
 /// Commands of one queue before the next has its turn, and before interrupts are raised.
 const BURST: usize = 16;
@@ -29,8 +30,32 @@ pub(super) struct Controller {
 /// Room for the data of a command, and the command's place.
 #[derive(Default)]
 pub(super) struct Scratch {
-    pub(super) data: Data,
+    prps: Prps,
+    pub(super) data: Scatter,
     pub(super) bytes: Vec<u8>,
+}
+
+impl Scratch {
+    /// Finds the `len` bytes of a command's data.
+    pub(super) fn gather(
+        &mut self,
+        bus: &mut Bus,
+        running: Running<'_>,
+        len: usize,
+    ) -> Result<(), Status> {
+        self.prps.gather(bus, &mut self.data, running.command, len, running.page)
+    }
+
+    /// Gives the host an answer.
+    pub(super) fn answer(
+        &mut self,
+        bus: &mut Bus,
+        running: Running<'_>,
+        answer: &[u8],
+    ) -> Result<(), Status> {
+        self.gather(bus, running, answer.len())?;
+        Ok(self.data.put(bus, answer)?)
+    }
 }
 
 /// There is nothing to go on with: the controller was reset, or its queues cannot be reached.

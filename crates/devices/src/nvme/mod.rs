@@ -16,7 +16,7 @@ mod state;
 use std::sync::Arc;
 
 use platform::Spawn;
-use vfio::{Bus, Device, Identity, Worker};
+use vfio::{Bus, Device, Identity, InUse, Worker};
 
 use self::controller::Controller;
 use self::identify::{DEVICE, VENDOR};
@@ -116,6 +116,17 @@ impl Device for Nvme {
 
     fn has_line(&self) -> bool {
         true
+    }
+
+    fn open(&self) -> Result<(), InUse> {
+        let Controller { name, namespaces, .. } = &*self.controller;
+        let images: Vec<_> = namespaces.iter().map(|namespace| &namespace.image).collect();
+        crate::lock(name, &images)
+    }
+
+    fn close(&self) {
+        let namespaces = self.controller.namespaces.iter();
+        namespaces.for_each(|namespace| namespace.image.unlock());
     }
 
     fn read(&self, _bar: usize, offset: u64, data: &mut [u8]) {

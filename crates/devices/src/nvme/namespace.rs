@@ -7,6 +7,7 @@ use vfio::Bus;
 use super::controller::{Controller, Running, Scratch};
 use super::spec::{Status, nvm};
 use crate::image::Image;
+use crate::scatter::Scatter;
 
 /// Bytes of the longest data transfer: `MDTS`.
 pub(super) const MAX_TRANSFER: usize = 1 << 20;
@@ -81,7 +82,7 @@ impl Controller {
         let first = u64::from(command.dword(10)) | u64::from(command.dword(11)) << 32;
         let count = u64::from(command.dword(12) & 0xffff) + 1;
         let blocks = || namespace.range(first, count);
-        let transfer = || {
+        let transfer = || -> Result<_, Status> {
             let (at, len) = blocks()?;
             let len = usize::try_from(len).ok().filter(|len| *len <= MAX_TRANSFER);
             Ok((at, len.ok_or(Status::INVALID_FIELD)?))
@@ -98,17 +99,17 @@ impl Controller {
             nvm::FLUSH => namespace.image.flush().map_err(write_error),
             nvm::READ => {
                 let (at, len) = transfer()?;
-                scratch.data.gather(bus, command, len, running.page)?;
+                scratch.gather(bus, running, len)?;
                 self.log.lock().count_read(len);
                 scratch.move_in_chunks(at, len, |data, at, bytes| {
                     namespace.image.read(at, bytes).map_err(read_error)?;
-                    data.put(bus, bytes)
+                    Ok(data.put(bus, bytes)?)
                 })
             }
             nvm::WRITE => {
                 let (at, len) = transfer()?;
                 namespace.check_writable()?;
-                scratch.data.gather(bus, command, len, running.page)?;
+                scratch.gather(bus, running, len)?;
                 self.log.lock().count_write(len);
                 scratch.move_in_chunks(at, len, |data, at, bytes| {
                     data.take(bus, bytes)?;
@@ -140,7 +141,7 @@ impl Namespace {
         let count = (command.dword(10) & 0xff) as usize + 1;
         let mut ranges = [0; 256 * RANGE];
         let ranges = &mut ranges[..count * RANGE];
-        scratch.data.gather(bus, command, ranges.len(), running.page)?;
+        scratch.gather(bus, running, ranges.len())?;
         scratch.data.take(bus, ranges)?;
         if command.dword(11) & DEALLOCATE == 0 {
             // Hints, which we make no use of.
@@ -170,7 +171,7 @@ impl Scratch {
         &mut self,
         at: u64,
         len: usize,
-        mut each: impl FnMut(&mut super::prp::Data, u64, &mut [u8]) -> Result<(), Status>,
+        mut each: impl FnMut(&mut Scatter, u64, &mut [u8]) -> Result<(), Status>,
     ) -> Result<(), Status> {
         self.bytes.resize(CHUNK, 0);
         let mut done = 0;

@@ -1,5 +1,7 @@
 //! Names and numbers of the NVM Express Base Specification 1.4.
 
+use vfio::DmaError;
+
 /// Registers (§3.1).
 pub(super) mod register {
     pub(crate) const INTMS: u64 = 0x0c;
@@ -105,6 +107,12 @@ impl Status {
             | Self::UNRECOVERED_READ_ERROR => self.0 | MORE,
             _ => self.0 | MORE | DO_NOT_RETRY,
         }
+    }
+}
+
+impl From<DmaError> for Status {
+    fn from(_: DmaError) -> Self {
+        Self::DATA_TRANSFER_ERROR
     }
 }
 

@@ -52,10 +52,15 @@ pub(crate) struct Client {
 impl Client {
     /// Takes `/dev/vfio/devices/vfioN`.
     pub(crate) fn new(n: usize) -> Self {
+        Self::bind(n).unwrap()
+    }
+
+    /// As `new`; the errno of the bind if it is refused.
+    pub(crate) fn bind(n: usize) -> Result<Self, i32> {
         let path = format!("/dev/vfio/devices/vfio{n}");
         let device = File::options().read(true).write(true).open(path).unwrap();
         let iommu = Arc::new(IommuFd::new().unwrap());
-        ioctl(&device, BIND, &mut [16, 0, iommu.as_raw_fd() as u32, 0]).unwrap();
+        ioctl(&device, BIND, &mut [16, 0, iommu.as_raw_fd() as u32, 0])?;
         let ioas = IommufdIoas::new(iommu).unwrap();
         let ram = memory_file(&[]);
         ram.set_len(RAM).unwrap();
@@ -63,7 +68,7 @@ impl Client {
         ioctl(&device, ATTACH, &mut [12, 0, ioas.id()]).unwrap();
         let client = Self { device, ioas, ram };
         client.enable();
-        client
+        Ok(client)
     }
 
     /// Memory space, bus master.
