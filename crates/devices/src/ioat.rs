@@ -16,9 +16,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use platform::Spawn;
-use vfio::{Access, Bus, Device, Identity};
-
-use crate::worker::{Work, Worker};
+use vfio::{Access, Bus, Device, Identity, Work, Worker};
 
 /// The log2 of the longest copy of one descriptor, in bytes.
 const XFERCAP: u8 = 16;

@@ -13,7 +13,6 @@ mod ioat;
 mod nvme;
 mod scatter;
 mod virtio;
-mod worker;
 
 pub use image::{Image, ImageError};
 pub use ioat::Ioat;

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Condvar, Mutex};
 use smmuv3::{AtcCompletion, AtcInvalidate, AtsTranslation};
 
+use crate::monitor::Monitor;
 use crate::port::Access;
 
 /// Translations that it keeps.
@@ -17,8 +17,7 @@ const ENTRIES: usize = 64;
 pub(crate) struct Atc {
     /// `ATS Control.Enable`, unless a translation request was answered UR since it was set.
     enabled: AtomicBool,
-    state: Mutex<State>,
-    idle: Condvar,
+    state: Monitor<State>,
 }
 
 #[derive(Default)]
@@ -100,7 +99,7 @@ impl Atc {
         }
         self.forget(&mut state);
         while state.uses.first_key_value().is_some_and(|(age, _)| *age < state.age) {
-            self.idle.wait(&mut state);
+            state = self.state.wait(state);
         }
     }
 
@@ -155,7 +154,7 @@ impl Atc {
                 state.uses.remove(&age);
             }
         }
-        self.idle.notify_all();
+        self.state.notify();
         let oldest = state.uses.first_key_value().map_or(u64::MAX, |(age, _)| *age);
         let done = state.waiting.extract_if(.., |(age, _)| *age <= oldest);
         done.map(|(_, tag)| tag).collect()

@@ -5,8 +5,9 @@
 
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Condvar, Mutex};
 use smmuv3::{Interrupts, Wire};
+
+use crate::monitor::Monitor;
 
 /// Starts a thread of the machine's with this name.
 pub type Spawn = Arc<dyn Fn(&str, Box<dyn FnOnce() + Send>) -> std::io::Result<()> + Send + Sync>;
@@ -18,8 +19,7 @@ pub(crate) type Handler = Weak<dyn Fn() + Send + Sync>;
 pub(crate) struct Lines {
     name: String,
     spawn: Spawn,
-    state: Mutex<State>,
-    wake: Condvar,
+    state: Monitor<State>,
 }
 
 #[derive(Default)]
@@ -33,12 +33,7 @@ struct State {
 
 impl Lines {
     pub(crate) fn new(name: &str, spawn: &Spawn) -> Arc<Self> {
-        Arc::new(Self {
-            name: name.to_owned(),
-            spawn: spawn.clone(),
-            state: Mutex::default(),
-            wake: Condvar::new(),
-        })
+        Arc::new(Self { name: name.to_owned(), spawn: spawn.clone(), state: Monitor::default() })
     }
 
     /// Edges are handled by `handler` from now on, those before it included.
@@ -53,7 +48,7 @@ impl Lines {
     /// No edge is handled any more.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
-        self.wake.notify_all();
+        self.state.notify();
     }
 
     fn edge(self: &Arc<Self>) {
@@ -62,7 +57,7 @@ impl Lines {
         if state.handler.is_some() {
             self.start(&mut state);
         }
-        self.wake.notify_one();
+        self.state.notify();
     }
 
     /// Makes sure that there is a thread.
@@ -83,7 +78,7 @@ impl Lines {
             let handler = {
                 let mut state = self.state.lock();
                 while !state.pending && !state.closed {
-                    self.wake.wait(&mut state);
+                    state = self.state.wait(state);
                 }
                 if state.closed {
                     return;

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use smmuv3::{Memory, Refused, Requester, Resume, Transaction};
 
 use crate::bus::{Bus, MMIO};
 use crate::endpoint::{Capabilities, Endpoint, Endpoints, Reach};
 use crate::its::{FRAME_LOG2, Its};
+use crate::monitor::Monitor;
 use crate::observe::Watch;
 use crate::pri::PriStatus;
 use crate::smmu::{AnyFence, Model};
@@ -335,8 +336,7 @@ fn transaction(stream_id: u32, access: Access, write: bool) -> Transaction {
 #[derive(Default)]
 pub(crate) struct Stalls {
     /// By StreamID and STAG.
-    fates: Mutex<HashMap<(u32, u16), Fate>>,
-    answered: Condvar,
+    fates: Monitor<HashMap<(u32, u16), Fate>>,
 }
 
 enum Fate {
@@ -357,21 +357,21 @@ impl Stalls {
                 fates.insert((stream_id, stag), Fate::Abandoned);
                 return Resume::Abort;
             }
-            self.answered.wait(&mut fates);
+            fates = self.fates.wait(fates);
         }
     }
 
     fn wake(&self) {
         // With the lock: nobody is between looking and waiting.
         let _fates = self.fates.lock();
-        self.answered.notify_all();
+        self.fates.notify();
     }
 
     pub(crate) fn resume(&self, stream_id: u32, stag: u16, action: Resume) {
         let mut fates = self.fates.lock();
         if fates.remove(&(stream_id, stag)).is_none() {
             fates.insert((stream_id, stag), Fate::Answered(action));
-            self.answered.notify_all();
+            self.fates.notify();
         }
     }
 }

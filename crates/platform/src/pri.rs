@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use parking_lot::{Condvar, Mutex};
 use smmuv3::PageResponseCode;
+
+use crate::monitor::Monitor;
 
 /// Requests that a group has at most.
 pub(crate) const GROUP: usize = 8;
@@ -28,8 +29,7 @@ pub struct PriStatus {
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Pri {
-    state: Mutex<State>,
-    answered: Condvar,
+    state: Monitor<State>,
 }
 
 #[derive(Default)]
@@ -60,7 +60,7 @@ impl Pri {
             (state.failure, state.unexpected) = (false, false);
         }
         state.enabled = enable;
-        self.answered.notify_all();
+        self.state.notify();
     }
 
     pub(crate) fn status(&self) -> PriStatus {
@@ -81,22 +81,24 @@ impl Pri {
             if state.groups.len() < CAPACITY as usize / GROUP {
                 break state.take_index();
             }
-            self.answered.wait(&mut state);
+            state = self.state.wait(state);
         };
         // The answer may come before it returns.
-        parking_lot::MutexGuard::unlocked(&mut state, || send(index));
+        drop(state);
+        send(index);
+        state = self.state.lock();
         loop {
             if let Some(Some(code)) = state.groups.get(&index) {
                 let success = *code == PageResponseCode::Success;
                 state.groups.remove(&index);
-                self.answered.notify_all();
+                self.state.notify();
                 return if success { Answer::Success } else { Answer::Refused };
             }
             if halted() {
                 state.groups.remove(&index);
                 return Answer::Refused;
             }
-            self.answered.wait(&mut state);
+            state = self.state.wait(state);
         }
     }
 
@@ -117,14 +119,14 @@ impl Pri {
         } else {
             state.unexpected = true;
         }
-        self.answered.notify_all();
+        self.state.notify();
     }
 
     /// Whoever waits looks whether it is halted.
     pub(crate) fn wake(&self) {
         // With the lock: nobody is between looking and waiting.
         let _state = self.state.lock();
-        self.answered.notify_all();
+        self.state.notify();
     }
 
     /// The status as after power-on.

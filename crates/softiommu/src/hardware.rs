@@ -12,6 +12,7 @@ use softiommu_machine::{Behind, Device, Machine};
 use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 
 use crate::backed::{Backed, DiskError};
+use crate::setup::OwnDevices;
 use crate::sysfs::{self, Listed};
 use crate::timeline::Timeline;
 use crate::{MINOR, Report, capability};
@@ -45,6 +46,7 @@ impl Hardware {
     /// Builds the machine that a machine file describes, which has been checked.
     pub(crate) fn build(
         machine: &Machine,
+        own: &OwnDevices,
         host: &Arc<Host>,
         report: &Report,
         timeline: Option<&Arc<Timeline>>,
@@ -77,8 +79,12 @@ impl Hardware {
                 timeline.add_stream(smmu.name(), *stream_id, &device.name);
             }
             let (core, port) = platform.add_device(&device.name, &place)?;
-            let Some(model) = device.model else { continue };
-            let backed = Backed::open(device, model)?;
+            let backed = match (device.model, own.get(&device.name)) {
+                (Some(model), _) => Backed::open(device, model)?,
+                (None, Some(make)) => Backed::Own(make),
+                // DMA only: nothing in /dev/vfio.
+                (None, None) => continue,
+            };
             let make = |bus| backed.make(device, bus, &spawn);
             let function = Function::new(core, port, platform.its(), address, &group, make)?;
             if device.mmap {

@@ -15,46 +15,36 @@
 mod backed;
 mod fail_nth;
 mod hardware;
+mod setup;
 mod status;
 mod sysfs;
 mod timeline;
 
-use std::io::Write;
 use std::sync::Arc;
 
 use host_linux::Host;
-use interpose::{Captures, Node, PathTable, Prefixes};
+use interpose::{Captures, Node, PathTable};
 use iommu::NoIommu;
 
 use crate::fail_nth::{FailNth, Knob};
 use crate::hardware::Hardware;
+use crate::setup::OwnDevices;
 use crate::timeline::Timeline;
 
+pub use setup::{Setup, SetupError};
 pub use softiommu_machine::{
     Behind, Device, DeviceModel, Disk, Error as MachineError, Grant, Iommu, Machine, Model,
     Overrides, PciAddress, Reserved, Size, StaleRule,
 };
 
+/// What a device of one's own is made of: see [`Setup::device`].
+pub mod device {
+    pub use platform::Spawn;
+    pub use vfio::{Access, Bus, Device, DmaError, Identity, InUse, Work, Worker};
+}
+
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
 const MINOR: u32 = 125;
-
-/// What paths of ours begin with: those of the knobs for fault injection first.
-const WITH_KNOBS: &[&str] = &[
-    "/proc/",
-    "/sys/kernel/debug/fail",
-    "/dev/iommu",
-    "/dev/vfio",
-    "/dev/char/511:",
-    "/sys/bus/pci",
-    "/sys/devices/pci",
-    "/sys/kernel/iommu_groups",
-    "/sys/class/iommu",
-    "/sys/class/vfio-dev",
-    "/sys/module/vfio",
-    "/sys/module/iommufd",
-];
-/// How many of them are the knobs'.
-const KNOBS: usize = 2;
 
 /// Takes what the machine has to tell.
 type Report = Arc<dyn Fn(&str) + Send + Sync>;
@@ -70,11 +60,7 @@ pub struct AlreadyInstalled;
 /// To be called once in a process, before the first open; in tests, which share
 /// a process, through a `std::sync::Once` or by ignoring [`AlreadyInstalled`].
 pub fn install(machine: Machine) -> Result<(), AlreadyInstalled> {
-    let report = |report: &str| {
-        // Past the capture of test output: nobody knows which test the DMA belongs to.
-        let _ = std::io::stderr().write_all(report.as_bytes());
-    };
-    install_machine(machine, Arc::new(report), Some(std::process::id()))
+    installed(Setup::new(machine))
 }
 
 /// As [`install`], with `report` for what the machine has to tell beside errors: explained faults
@@ -86,33 +72,18 @@ pub fn install_with(
     machine: Machine,
     report: impl Fn(&str) + Send + Sync + 'static,
 ) -> Result<(), AlreadyInstalled> {
-    install_machine(machine, Arc::new(report), None)
+    installed(Setup::new(machine).report(report))
 }
 
-/// `empties`: the process that begins its trace file anew.
-fn install_machine(
-    machine: Machine,
-    report: Report,
-    empties: Option<u32>,
-) -> Result<(), AlreadyInstalled> {
-    let prefixes = if machine.fault_injection {
-        Prefixes { build: WITH_KNOBS, if_built: &[], relative: &["fail"] }
-    } else {
-        Prefixes { build: WITH_KNOBS.split_at(KNOBS).1, if_built: &["/proc/"], relative: &[] }
-    };
-    let make = move |host: &Arc<Host>| {
-        let timeline = machine.trace.as_deref().and_then(|path| {
-            let anew = empties == Some(std::process::id());
-            Timeline::start(path, anew, &report)
-        });
-        paths(&machine, host, &report, timeline)
-    };
-    interpose::install(prefixes, make).map_err(|_| AlreadyInstalled)
+fn installed(setup: Setup) -> Result<(), AlreadyInstalled> {
+    // Without devices of one's own nothing else can be wrong.
+    setup.install().map_err(|_| AlreadyInstalled)
 }
 
 /// The one table of what paths lead to us.
 fn paths(
     machine: &Machine,
+    own: &OwnDevices,
     host: &Arc<Host>,
     report: &Report,
     timeline: Option<Arc<Timeline>>,
@@ -128,7 +99,7 @@ fn paths(
         }
         table.add("/dev/iommu", Node::CharDevice(node));
     } else {
-        match Hardware::build(machine, host, report, timeline.as_ref()) {
+        match Hardware::build(machine, own, host, report, timeline.as_ref()) {
             Ok(hardware) => hardware.add_to(&mut table),
             // The machine file was checked, so this is an image, memory or threads: there is no machine.
             Err(error) => report(&format!("softiommu: there is no machine: {error}\n")),

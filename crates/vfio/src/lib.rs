@@ -20,6 +20,7 @@ mod group;
 mod interrupts;
 mod irqs;
 mod user;
+mod worker;
 
 pub use cdev::Cdev;
 pub use container::ContainerNode;
@@ -27,4 +28,5 @@ pub use device::{Bus, Device, Identity, InUse};
 pub use error::Error;
 pub use function::Function;
 pub use group::{Group, GroupNode};
-pub use platform::{Access, DmaError, PciAddress};
+pub use platform::{Access, DmaError, PciAddress, Spawn};
+pub use worker::{Work, Worker};

@@ -3,7 +3,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use parking_lot::{Mutex, MutexGuard};
-use vfio::{Access, Bus};
+use vfio::{Access, Bus, Work};
 
 use super::log::{Failure, Log};
 use super::namespace::Namespace;
@@ -11,7 +11,6 @@ use super::prp::Prps;
 use super::spec::{Command, Status};
 use super::state::{Job, State};
 use crate::scatter::Scatter;
-use crate::worker::Work;
 
 /// Commands of one queue before the next has its turn, and before interrupts are raised.
 const BURST: usize = 16;

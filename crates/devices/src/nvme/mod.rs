@@ -16,13 +16,12 @@ mod state;
 use std::sync::Arc;
 
 use platform::Spawn;
-use vfio::{Bus, Device, Identity, InUse};
+use vfio::{Bus, Device, Identity, InUse, Worker};
 
 use self::controller::Controller;
 use self::identify::{DEVICE, VENDOR};
 use self::spec::{CC_EN, register};
 use self::state::{State, VECTORS};
-use crate::worker::Worker;
 
 pub use self::namespace::Namespace;
 

@@ -11,14 +11,13 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use platform::Spawn;
-use vfio::{Bus, Device, Identity, InUse};
+use vfio::{Bus, Device, Identity, InUse, Work, Worker};
 
 use self::request::{Disk, MAX_RANGE, MAX_RANGES, Scratch};
 use self::ring::{Broken, MAX_SIZE};
 use self::spec::{ISR_CONFIG, ISR_QUEUE, NO_VECTOR, feature};
 use self::state::{COMMON_LEN, Effect, State};
 use crate::image::Image;
-use crate::worker::{Work, Worker};
 
 const VENDOR: u16 = 0x1af4;
 /// A transitional device's number is another: this one is modern only.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
-use platform::Spawn;
-use vfio::Bus;
+use platform::{Monitor, Spawn};
 
-/// What the thread works off.
-pub(crate) trait Work: Send + Sync + 'static {
+use crate::Bus;
+
+/// What the thread of a [`Worker`] works off: the device's state, which registers change meanwhile.
+pub trait Work: Send + Sync + 'static {
     /// A bus for the thread.
     fn bus(&self) -> Bus;
 
@@ -15,12 +15,11 @@ pub(crate) trait Work: Send + Sync + 'static {
     fn step(&self, bus: &mut Bus) -> bool;
 }
 
-/// See the module.
-pub(crate) struct Worker {
+/// A device's own thread, for its DMA: it sleeps until registers give it something to do, and a reset waits for it.
+pub struct Worker {
     name: &'static str,
     spawn: Spawn,
-    state: Mutex<State>,
-    changed: Condvar,
+    state: Monitor<State>,
 }
 
 #[derive(Default)]
@@ -33,13 +32,13 @@ struct State {
 }
 
 impl Worker {
-    pub(crate) fn new(name: &'static str, spawn: &Spawn) -> Arc<Self> {
-        let (state, changed) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { name, spawn: spawn.clone(), state, changed })
+    /// A thread, which starts when there is something to do.
+    pub fn new(name: &'static str, spawn: &Spawn) -> Arc<Self> {
+        Arc::new(Self { name, spawn: spawn.clone(), state: Monitor::default() })
     }
 
     /// There is something to do. The first call starts the thread.
-    pub(crate) fn kick(self: &Arc<Self>, work: &Arc<impl Work>) {
+    pub fn kick(self: &Arc<Self>, work: &Arc<impl Work>) {
         let mut state = self.state.lock();
         state.wanted = true;
         let process = std::process::id();
@@ -51,22 +50,22 @@ impl Worker {
                 state.thread_of = Some(process);
             }
         }
-        self.changed.notify_all();
+        self.state.notify();
     }
 
     /// Waits until the thread rests, or does not exist. What it works on must have been taken away.
-    pub(crate) fn rest(&self) {
+    pub fn rest(&self) {
         let mut state = self.state.lock();
         state.wanted = false;
         while state.busy && state.thread_of == Some(std::process::id()) {
-            self.changed.wait(&mut state);
+            state = self.state.wait(state);
         }
     }
 
     /// Ends the thread.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.state.lock().closed = true;
-        self.changed.notify_all();
+        self.state.notify();
     }
 
     fn run(&self, mut step: impl FnMut() -> bool) {
@@ -74,9 +73,9 @@ impl Worker {
             {
                 let mut state = self.state.lock();
                 state.busy = false;
-                self.changed.notify_all();
+                self.state.notify();
                 while !state.wanted && !state.closed {
-                    self.changed.wait(&mut state);
+                    state = self.state.wait(state);
                 }
                 if state.closed {
                     return;
