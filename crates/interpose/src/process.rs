@@ -336,7 +336,7 @@ impl Process {
         let epoll = server::start(self)?;
         let end = Arc::clone(&file.end);
         let file = Some(Arc::new(file));
-        self.slab.write().insert(Handle { id, file, fds });
+        self.slab.write().insert(Handle::new(id, file, fds));
         end.watch(epoll, id.0);
         Ok(())
     }
@@ -362,6 +362,8 @@ impl Process {
         let mut slab = self.slab.write();
         let Some(handle) = slab.by_id(id) else { return };
         let elsewhere = handle.file.as_ref().is_some_and(|file| !file.end.hung_up());
+        // If others hold it, the last of them releases it.
+        handle.closing = false;
         let handle = if elsewhere { None } else { slab.remove_unused(id) };
         drop(slab);
         // Released here and now, as the kernel does; without our lock, because
@@ -378,13 +380,17 @@ impl Process {
         };
         let mut slab = self.slab.write();
         if !slab.attach(fd, id) {
-            slab.insert(Handle { id, file: None, fds: vec![fd] });
+            slab.insert(Handle::new(id, None, vec![fd]));
         }
     }
 
     /// No copy of the client's end of this file is left anywhere.
     pub(crate) fn hung_up(&self, id: Id) {
         let mut slab = self.slab.write();
+        if slab.by_id(id).is_some_and(|handle| handle.closing) {
+            // Whoever closes it is about to release it, and waits for that.
+            return;
+        }
         // Descriptors closed behind our back, in one of the C library's own calls.
         let stale = slab.by_id(id).map(|handle| handle.fds.clone()).unwrap_or_default();
         for fd in stale {

@@ -76,8 +76,8 @@ pub(crate) fn serve_while(
             let end = if token == CONTROL {
                 process.control.get().map(|(_, end)| Arc::clone(end))
             } else {
-                let file = process.slab.read().own_file(Id(token));
-                file.map(|file| Arc::clone(&file.end))
+                // Not the file: it is released by who closes it.
+                process.slab.read().own_end(Id(token))
             };
             if let Some(end) = end {
                 accept(process, Id(token), &end);

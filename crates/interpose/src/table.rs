@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::handle::{Id, LocalFile};
+use crate::handle::{Id, LocalFile, ServerEnd};
 
 /// Descriptors beyond are the kernel's alone; no system allows more by default.
 const MAX_FDS: usize = 1 << 20;
@@ -27,6 +27,14 @@ pub(crate) struct Handle {
     pub(crate) file: Option<Arc<LocalFile>>,
     /// This process's descriptors for it.
     pub(crate) fds: Vec<RawFd>,
+    /// The last of them is being closed, and whoever does that releases the file: `close` returns when it is released.
+    pub(crate) closing: bool,
+}
+
+impl Handle {
+    pub(crate) fn new(id: Id, file: Option<Arc<LocalFile>>, fds: Vec<RawFd>) -> Self {
+        Self { id, file, fds, closing: false }
+    }
 }
 
 /// All handles of a process.
@@ -68,6 +76,12 @@ impl Slab {
         self.slots[*self.by_id.get(&id)? as usize].as_mut()
     }
 
+    /// Our end of the file with that name, if this process serves it.
+    pub(crate) fn own_end(&self, id: Id) -> Option<Arc<ServerEnd>> {
+        let handle = self.slots[*self.by_id.get(&id)? as usize].as_ref()?;
+        Some(handle.file.as_ref()?.end.clone())
+    }
+
     /// The file of this process with that name.
     pub(crate) fn own_file(&self, id: Id) -> Option<Arc<LocalFile>> {
         self.slots[*self.by_id.get(&id)? as usize].as_ref()?.file.clone()
@@ -79,10 +93,16 @@ impl Slab {
         let Some(&slot) = self.by_id.get(&id).filter(|_| (fd as usize) < MAX_FDS) else {
             return false;
         };
-        self.detach(fd);
+        // What was closed behind our back has nobody who releases it.
+        if let Some(id) = self.detach(fd)
+            && let Some(handle) = self.by_id(id)
+        {
+            handle.closing = false;
+        }
         set(fd, slot);
         if let Some(handle) = &mut self.slots[slot as usize] {
             handle.fds.push(fd);
+            handle.closing = false;
         }
         true
     }
@@ -93,7 +113,8 @@ impl Slab {
         let handle = self.slots.get_mut(slot as usize)?.as_mut()?;
         set(fd, 0);
         handle.fds.retain(|&other| other != fd);
-        handle.fds.is_empty().then_some(handle.id)
+        handle.closing = handle.fds.is_empty();
+        handle.closing.then_some(handle.id)
     }
 
     /// Forgets a handle that has no descriptors here.
@@ -121,8 +142,7 @@ impl Slab {
         let mut child = Self::default();
         for (slot, handle) in self.slots.iter().enumerate() {
             let handle = handle.as_ref().filter(|handle| !handle.fds.is_empty());
-            let handle =
-                handle.map(|handle| Handle { id: handle.id, file: None, fds: handle.fds.clone() });
+            let handle = handle.map(|handle| Handle::new(handle.id, None, handle.fds.clone()));
             match &handle {
                 Some(handle) => drop(child.by_id.insert(handle.id, slot as u32)),
                 None if slot > 0 => child.free.push(slot as u32),

@@ -360,3 +360,14 @@ fn kvm_need_not_know_our_files() {
         assert!(add(&vfio, null.as_raw_fd()).is_err());
     }
 }
+
+/// The thread that watches files for others sees their end, too, and must not be the one who releases them.
+#[test]
+fn a_file_is_released_before_close_returns_every_time() {
+    let _one = setup();
+    let before = live();
+    for _ in 0..20_000 {
+        drop(open());
+        assert_eq!(live(), before);
+    }
+}

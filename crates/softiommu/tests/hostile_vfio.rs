@@ -1,0 +1,218 @@
+//! A client that does whatever it likes with the files of a device: nothing breaks, and afterwards the device works.
+//!
+//! `SOFTIOMMU_CASES` says how many such clients there are.
+
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Once;
+
+use proptest::prelude::*;
+
+const MACHINE: &str = "\
+[[iommu]]
+model = \"smmuv3\"
+
+[[device]]
+name = \"d\"
+model = \"ioat\"
+iommu = \"iommu0\"
+address = \"0000:aa:00.0\"
+pasid-bits = 4
+ats = true
+pri = true
+";
+const CONFIG: u64 = 7 << 40;
+const IOVA: u64 = 0x4000_0000;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Read {
+        region: u64,
+        offset: u64,
+        len: usize,
+    },
+    Write {
+        region: u64,
+        offset: u64,
+        data: Vec<u8>,
+    },
+    /// With a struct of these words.
+    Ioctl {
+        file: usize,
+        command: u64,
+        words: [u32; 12],
+    },
+    Reopen {
+        by_group: bool,
+    },
+}
+
+/// Offsets that mean something, and others.
+fn offset() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..0x200_u64,
+        0..0x1100_u64,
+        0xbff0..0x1_0010_u64,
+        any::<u64>().prop_map(|n| n >> 24)
+    ]
+}
+
+fn region() -> impl Strategy<Value = u64> {
+    prop_oneof![4 => Just(0_u64), 4 => Just(7), 1 => 0..12_u64]
+}
+
+/// Words as commands have them: their size, small numbers, IOVAs.
+fn words() -> impl Strategy<Value = [u32; 12]> {
+    let word = prop_oneof![
+        4 => 0..9_u32,
+        2 => 0..64_u32,
+        1 => Just(IOVA as u32),
+        1 => any::<u32>(),
+    ];
+    (prop_oneof![0..50_u32, Just(48), any::<u32>()], prop::array::uniform11(word)).prop_map(
+        |(size, rest)| {
+            let mut words = [size; 12];
+            words[1..].copy_from_slice(&rest);
+            words
+        },
+    )
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let data = prop::collection::vec(any::<u8>(), 0..24);
+    prop_oneof![
+        4 => (region(), offset(), 0..300_usize)
+            .prop_map(|(region, offset, len)| Op::Read { region, offset, len }),
+        6 => (region(), offset(), data)
+            .prop_map(|(region, offset, data)| Op::Write { region, offset, data }),
+        // Every command of devices, groups, containers and iommufd, on each file.
+        6 => (0..4_usize, 0x3b60..0x3b98_u64, words())
+            .prop_map(|(file, command, words)| Op::Ioctl { file, command, words }),
+        1 => any::<bool>().prop_map(|by_group| Op::Reopen { by_group }),
+    ]
+}
+
+fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        softiommu::install(softiommu::Machine::from_toml(MACHINE).unwrap()).unwrap();
+    });
+}
+
+fn open(path: &str) -> File {
+    File::options().read(true).write(true).open(path).unwrap()
+}
+
+fn ioctl(file: &File, command: u64, words: &mut [u32]) -> i32 {
+    // SAFETY: room for every struct of these commands; addresses in them are checked as the kernel does.
+    unsafe { libc::ioctl(file.as_raw_fd(), command, words.as_mut_ptr()) }
+}
+
+/// The program's descriptors, without those far up, which are the machine's.
+fn descriptors() -> Vec<i32> {
+    // SAFETY: asks for a flag.
+    (0..500).filter(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0).collect()
+}
+
+/// Closes what commands have made.
+fn close_new(known: &[i32]) {
+    for fd in descriptors().into_iter().filter(|fd| !known.contains(fd)) {
+        // SAFETY: nobody else has opened any meanwhile.
+        unsafe { libc::close(fd) };
+    }
+}
+
+/// A bound, attached device copies.
+fn works(memory: &File) {
+    let (iommu, device) = (open("/dev/iommu"), open("/dev/vfio/devices/vfio0"));
+    let mut bind = [16, 0, iommu.as_raw_fd() as u32, 0];
+    let bound = ioctl(&device, 0x3b76, &mut bind);
+    assert_eq!(bound, 0, "bind: {}", std::io::Error::last_os_error());
+    let mut alloc = [12, 0, 0];
+    assert_eq!(ioctl(&iommu, 0x3b81, &mut alloc), 0);
+    let (size, fd) = (64, memory.as_raw_fd() as u32);
+    let mut map = [48, 7, alloc[2], fd, 0, 0, size << 10, 0, IOVA as u32, 0, 0, 0];
+    assert_eq!(ioctl(&iommu, 0x3b8f, &mut map), 0, "{}", std::io::Error::last_os_error());
+    assert_eq!(ioctl(&device, 0x3b77, &mut [12, 0, alloc[2]]), 0);
+    device.write_all_at(&[0b110, 0], CONFIG + 4).unwrap();
+    let descriptor = [16, IOVA + 0x1000, IOVA + 0x2000, 0];
+    memory.write_all_at(&descriptor.map(u64::to_le_bytes).concat(), 0).unwrap();
+    memory.write_all_at(b"after all of it!", 0x1000).unwrap();
+    memory.write_all_at(&[0; 16], 0x2000).unwrap();
+    device.write_all_at(&IOVA.to_le_bytes(), 0x90).unwrap();
+    device.write_all_at(&[1, 0], 0x86).unwrap();
+    let mut status = [4; 8];
+    while [0, 4].contains(&(status[0] & 7)) {
+        device.read_exact_at(&mut status, 0x88).unwrap();
+    }
+    let mut copied = [0; 16];
+    memory.read_exact_at(&mut copied, 0x2000).unwrap();
+    assert_eq!(&copied, b"after all of it!");
+}
+
+fn group() -> String {
+    let link = fs::read_link("/sys/bus/pci/devices/0000:aa:00.0/iommu_group").unwrap();
+    format!("/dev/vfio/{}", link.file_name().unwrap().to_str().unwrap())
+}
+
+fn cases() -> u32 {
+    std::env::var("SOFTIOMMU_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(150)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
+
+    #[test]
+    fn nothing_breaks(ops in prop::collection::vec(op(), 1..60)) {
+        install();
+        // SAFETY: a plain system call; the descriptor is ours.
+        let memory = unsafe { File::from_raw_fd(libc::memfd_create(c"memory".as_ptr(), 0)) };
+        memory.set_len(1 << 16).unwrap();
+        let known = descriptors();
+        let (iommu, container) = (open("/dev/iommu"), open("/dev/vfio/vfio"));
+        let mut other: Option<File> = None;
+        let mut device = Some(open("/dev/vfio/devices/vfio0"));
+        let bind = |device: &File| {
+            ioctl(device, 0x3b76, &mut [16, 0, iommu.as_raw_fd() as u32, 0]);
+        };
+        bind(device.as_ref().unwrap());
+        let mut alloc = [12, 0, 0];
+        ioctl(&iommu, 0x3b81, &mut alloc);
+        ioctl(device.as_ref().unwrap(), 0x3b77, &mut [12, 0, alloc[2]]);
+        for op in ops {
+            let current = device.as_ref().unwrap();
+            match op {
+                Op::Read { region, offset, len } => {
+                    let at = region << 40 | offset & ((1 << 40) - 1);
+                    let _ = current.read_at(&mut vec![0; len], at);
+                }
+                Op::Write { region, offset, data } => {
+                    let at = region << 40 | offset & ((1 << 40) - 1);
+                    let _ = current.write_at(&data, at);
+                }
+                Op::Ioctl { file, command, mut words } => {
+                    let file = match file {
+                        0 => &iommu,
+                        1 => &container,
+                        2 => other.as_ref().unwrap_or(current),
+                        _ => current,
+                    };
+                    ioctl(file, command, &mut words);
+                }
+                Op::Reopen { by_group: false } => {
+                    drop((device.take(), other.take()));
+                    device = Some(open("/dev/vfio/devices/vfio0"));
+                    bind(device.as_ref().unwrap());
+                }
+                Op::Reopen { by_group: true } => {
+                    // A device that is bound keeps its group from being opened.
+                    other = File::options().read(true).write(true).open(group()).ok();
+                }
+            }
+        }
+        drop((device, other, iommu, container));
+        close_new(&known);
+        works(&memory);
+    }
+}
