@@ -1,11 +1,11 @@
 //! Emulated PCI devices, real enough for stock drivers. All DMA and every interrupt goes through the device's
 //! [`vfio::Bus`], and so through the IOMMU.
 //!
-//! | device | what it is |
-//! |---|---|
-//! | [`Nvme`] | an NVMe controller: any number of disks |
-//! | [`VirtioBlk`] | a virtio block device: one disk |
-//! | [`Ioat`] | the DMA engine of Intel's servers (CB3): copies memory |
+//! | device | what it is | what it implements |
+//! |---|---|---|
+//! | [`Nvme`] | an NVMe controller: any number of disks | `docs/nvme.md` |
+//! | [`VirtioBlk`] | a virtio block device: one disk | `docs/virtio-blk.md` |
+//! | [`Ioat`] | the DMA engine of Intel's servers (CB3): copies memory | `docs/ioat.md` |
 #![forbid(unsafe_code)]
 
 mod image;

@@ -8,6 +8,8 @@ use platform::Spawn;
 use softiommu_machine::{Device, DeviceModel, Disk};
 use vfio::Bus;
 
+use crate::setup::Make;
+
 /// Why a device cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
@@ -18,13 +20,15 @@ pub(crate) enum DiskError {
 }
 
 /// A device that only needs its bus.
-pub(crate) enum Backed {
+pub(crate) enum Backed<'a> {
+    /// One that is not in the crate `devices`.
+    Own(&'a Make),
     Ioat,
     Nvme(Vec<Namespace>),
     VirtioBlk(Image, u32),
 }
 
-impl Backed {
+impl Backed<'_> {
     /// Opens what a device needs.
     pub(crate) fn open(device: &Device, model: DeviceModel) -> Result<Self, DiskError> {
         let name = || device.name.clone();
@@ -50,6 +54,7 @@ impl Backed {
     pub(crate) fn make(self, device: &Device, bus: Bus, spawn: &Spawn) -> Arc<dyn vfio::Device> {
         let name = &device.name;
         match self {
+            Self::Own(make) => make(bus, spawn),
             Self::Ioat => Ioat::new(bus, spawn),
             Self::Nvme(namespaces) => Nvme::new(bus, spawn, name, namespaces),
             Self::VirtioBlk(image, block) => {

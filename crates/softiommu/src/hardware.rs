@@ -12,7 +12,7 @@ use softiommu_machine::{Behind, Device, Machine};
 use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 
 use crate::backed::{Backed, DiskError};
-use crate::setup::{self, OwnDevices};
+use crate::setup::OwnDevices;
 use crate::sysfs::{self, Listed};
 use crate::timeline::Timeline;
 use crate::{MINOR, Report, capability};
@@ -32,12 +32,6 @@ pub(crate) enum Error {
     Vfio(#[from] vfio::Error),
     #[error(transparent)]
     Disk(#[from] DiskError),
-}
-
-/// What is behind a function's registers.
-enum What<'a> {
-    Model(Backed),
-    Own(&'a setup::Make),
 }
 
 /// See the module.
@@ -85,16 +79,13 @@ impl Hardware {
                 timeline.add_stream(smmu.name(), *stream_id, &device.name);
             }
             let (core, port) = platform.add_device(&device.name, &place)?;
-            let what = match (device.model, own.get(&device.name)) {
-                (Some(model), _) => What::Model(Backed::open(device, model)?),
-                (None, Some(make)) => What::Own(make),
+            let backed = match (device.model, own.get(&device.name)) {
+                (Some(model), _) => Backed::open(device, model)?,
+                (None, Some(make)) => Backed::Own(make),
                 // DMA only: nothing in /dev/vfio.
                 (None, None) => continue,
             };
-            let make = |bus| match what {
-                What::Model(backed) => backed.make(device, bus, &spawn),
-                What::Own(make) => make(bus, &spawn),
-            };
+            let make = |bus| backed.make(device, bus, &spawn);
             let function = Function::new(core, port, platform.its(), address, &group, make)?;
             if device.mmap {
                 function.allow_mmap();

@@ -40,7 +40,7 @@ pub use softiommu_machine::{
 /// What a device of one's own is made of: see [`Setup::device`].
 pub mod device {
     pub use platform::Spawn;
-    pub use vfio::{Access, Bus, Device, DmaError, Identity, Work, Worker};
+    pub use vfio::{Access, Bus, Device, DmaError, Identity, InUse, Work, Worker};
 }
 
 /// The minor device number of `/dev/iommu`; its major is 10 (misc).
