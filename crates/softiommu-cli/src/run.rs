@@ -83,6 +83,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
 
+    /// Say at the end what was done: ioctls, DMA, MSIs, commands, events
+    #[arg(long)]
+    stats: bool,
+
     /// Log refused ioctls to standard error; -vv logs every emulated call
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -148,6 +152,7 @@ impl Run {
         machine.grant.extend(&self.grant);
         machine.fault_injection |= self.fault_injection;
         machine.explain_faults |= self.explain_faults;
+        machine.stats |= self.stats;
         machine.check_stale = self.check_stale.or(machine.check_stale);
         let trace = self.trace.or(machine.trace);
         machine.trace = trace.map(|path| std::path::absolute(&path).unwrap_or(path));

@@ -269,3 +269,33 @@ fn a_file_that_cannot_be_written_is_named() {
         "{error}"
     );
 }
+
+/// The example client has its engine copy 32 bytes, twice, the second time in vain.
+#[test]
+fn stats_count_what_the_client_does() {
+    let client = client();
+    let output = softiommu(&["run", "--stats", "--", client.to_str().unwrap()]).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    let dma = told.lines().find(|line| line.starts_with("softiommu: DMA: ")).expect(&told);
+    // Two descriptors of 64 bytes, two sources; one destination, the other aborted.
+    assert!(
+        dma.contains(" read in 4 accesses, ") && dma.contains(" written in 2, 1 aborted"),
+        "{dma}"
+    );
+    assert!(told.contains("1 events, 0 page requests"), "{told}");
+    let ioctls =
+        told.lines().find_map(|line| line.strip_prefix("softiommu: ")?.split_once(" ioctls"));
+    assert!(ioctls.expect(&told).0.parse::<u32>().unwrap() > 10, "{told}");
+    assert_eq!(told.lines().count(), 3, "{told}");
+}
+
+#[test]
+fn stats_and_a_trace_go_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace.json");
+    let (client, file) = (client(), file.to_str().unwrap().to_owned());
+    let args = ["run", "--stats", "--trace", &file, "--", client.to_str().unwrap()];
+    let told = String::from_utf8(softiommu(&args).output().unwrap().stderr).unwrap();
+    assert!(told.contains("softiommu: trace: ") && told.contains("softiommu: DMA: "), "{told}");
+    assert!(Trace::read(Path::new(&file)).events.len() > 30);
+}

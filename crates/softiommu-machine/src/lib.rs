@@ -8,6 +8,7 @@
 //! fault-injection = true     # optional: /proc/self/task/TID/fail-nth works
 //! explain-faults = true      # optional: the walk of each DMA that faults is printed
 //! check-stale = "reuse"      # optional: translations that software forgot to invalidate are reported
+//! stats = true               # optional: what was done is told in numbers at the end
 //! msi-window = 0xfee00000    # optional: where MSI doorbells are mapped, 1 MiB; see `MSI_WINDOW`
 //! trace = "/tmp/trace.json"  # optional: what happens is written there, for https://ui.perfetto.dev
 //!
@@ -90,6 +91,9 @@ pub struct Machine {
     /// What happens is written to this file, for <https://ui.perfetto.dev>; from the working directory if relative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<PathBuf>,
+    /// What was done is told in numbers at the end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stats: bool,
     /// Where MSI doorbells are mapped, in each domain: the first IOVA of the 1 MiB that no memory can have.
     /// [`MSI_WINDOW`] if it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -213,6 +217,7 @@ impl Machine {
             explain_faults: false,
             check_stale: None,
             trace: None,
+            stats: false,
             msi_window: None,
             iommus: vec![Iommu { name, model, options }],
             devices: Vec::new(),

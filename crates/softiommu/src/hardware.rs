@@ -14,7 +14,7 @@ use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
 use crate::backed::{Backed, DiskError};
 use crate::setup::OwnDevices;
 use crate::sysfs::{self, Listed};
-use crate::timeline::Timeline;
+use crate::watch::Watch;
 use crate::{MINOR, Report, capability};
 
 /// The major device numbers of `/dev/vfio/devices/*` and of `/dev/vfio/GROUP`: the kernel hands out ones that are free.
@@ -49,19 +49,20 @@ impl Hardware {
         own: &OwnDevices,
         host: &Arc<Host>,
         report: &Report,
-        timeline: Option<&Arc<Timeline>>,
+        watch: Option<&Arc<Watch>>,
     ) -> Result<Self, Error> {
         let spawn: Spawn = Arc::new(interpose::spawn);
         let platform = Platform::new(host.phys().clone(), spawn.clone())?;
-        if let Some(timeline) = timeline {
-            platform.observe(timeline.clone());
+        let timeline = watch.and_then(|watch| watch.timeline());
+        if let Some(watch) = watch {
+            platform.observe(watch.clone());
         }
         let mut smmus = BTreeMap::new();
         for iommu in &machine.iommus {
             if let Some(options) = iommu.model.smmuv3(&iommu.options) {
                 let smmu = platform.add_smmu(&iommu.name, options)?;
-                if let Some(timeline) = timeline {
-                    timeline.watch(&iommu.name, smmu.model());
+                if let Some(watch) = watch {
+                    watch.smmu(&iommu.name, smmu.model());
                 }
                 smmus.insert(iommu.name.clone(), smmu);
             }
@@ -98,7 +99,7 @@ impl Hardware {
         }
         let groups = groups.known.into_values().map(|(_, group)| group).collect();
         for (name, smmu) in &smmus {
-            watch(machine, name, smmu, report);
+            ask(machine, name, smmu, report);
         }
         let granted: Vec<_> = machine.grant.iter().map(|grant| capability(*grant)).collect();
         let iommufd = Iommufd::new(host.phys().clone(), MINOR, None)
@@ -210,7 +211,7 @@ fn place<'a>(
 }
 
 /// Has an SMMU tell what the machine file asks for.
-fn watch(machine: &Machine, name: &str, smmu: &Smmu, report: &Report) {
+fn ask(machine: &Machine, name: &str, smmu: &Smmu, report: &Report) {
     if machine.explain_faults {
         let (name, report) = (name.to_owned(), report.clone());
         let sink = move |fault: &smmuv3::ExplainedFault| {

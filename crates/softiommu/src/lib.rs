@@ -16,9 +16,11 @@ mod backed;
 mod fail_nth;
 mod hardware;
 mod setup;
+mod stats;
 mod status;
 mod sysfs;
 mod timeline;
+mod watch;
 
 use std::sync::Arc;
 
@@ -29,7 +31,7 @@ use iommu::NoIommu;
 use crate::fail_nth::{FailNth, Knob};
 use crate::hardware::Hardware;
 use crate::setup::OwnDevices;
-use crate::timeline::Timeline;
+use crate::watch::Watch;
 
 pub use setup::{Setup, SetupError};
 pub use softiommu_machine::{
@@ -86,7 +88,7 @@ fn paths(
     own: &OwnDevices,
     host: &Arc<Host>,
     report: &Report,
-    timeline: Option<Arc<Timeline>>,
+    watch: Option<Arc<Watch>>,
 ) -> PathTable {
     let mut table = PathTable::new();
     if machine.iommus.iter().any(|iommu| iommu.model == Model::Mock) {
@@ -94,12 +96,12 @@ fn paths(
         let noiommu = machine.devices.iter().map(|device| NoIommu::add_device(&device.name));
         let memory = host.phys().clone();
         let node = iommufd_selftest::device_node(memory, MINOR, &granted, noiommu.collect());
-        if let Some(timeline) = timeline {
-            node.observe(timeline);
+        if let Some(timeline) = watch.as_ref().and_then(|watch| watch.timeline()) {
+            node.observe(timeline.clone());
         }
         table.add("/dev/iommu", Node::CharDevice(node));
     } else {
-        match Hardware::build(machine, own, host, report, timeline.as_ref()) {
+        match Hardware::build(machine, own, host, report, watch.as_ref()) {
             Ok(hardware) => hardware.add_to(&mut table),
             // The machine file was checked, so this is an image, memory or threads: there is no machine.
             Err(error) => report(&format!("softiommu: there is no machine: {error}\n")),

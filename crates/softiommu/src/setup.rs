@@ -9,7 +9,7 @@ use interpose::Prefixes;
 use platform::Spawn;
 use softiommu_machine::Machine;
 
-use crate::timeline::Timeline;
+use crate::watch::Watch;
 use crate::{AlreadyInstalled, Report, paths};
 
 /// What paths of ours begin with: those of the knobs for fault injection first.
@@ -117,11 +117,8 @@ impl Setup {
             Prefixes { build: WITH_KNOBS.split_at(KNOBS).1, if_built: &["/proc/"], relative: &[] }
         };
         let make = move |host: &Arc<Host>| {
-            let timeline = machine.trace.as_deref().and_then(|path| {
-                let anew = empties == Some(std::process::id());
-                Timeline::start(path, anew, &report)
-            });
-            paths(&machine, &devices, host, &report, timeline)
+            let watch = Watch::start(&machine, empties == Some(std::process::id()), &report);
+            paths(&machine, &devices, host, &report, watch)
         };
         Ok(interpose::install(prefixes, make).map_err(|_| AlreadyInstalled)?)
     }

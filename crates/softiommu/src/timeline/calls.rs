@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use host::{Errno, Task};
-use interpose::{Ended, Ioctl, Observer};
+use interpose::{Ended, Ioctl};
 use rustix::fs::{Mode, OFlags, open};
 use trace::{Args, Track};
 use uapi::layout::{self, Struct};
@@ -12,11 +12,9 @@ use uapi::nr;
 
 use super::{Era, Timeline};
 
-/// See the module.
-pub(super) struct Calls(pub(super) Arc<Timeline>);
-
-impl Observer for Calls {
-    fn ioctl<'a>(&'a self, ioctl: &Ioctl<'a>) -> Ended<'a> {
+impl Timeline {
+    /// An ioctl begins; the result is told when it is over.
+    pub(crate) fn ioctl<'a>(&'a self, ioctl: &Ioctl<'a>) -> Ended<'a> {
         let Ioctl { file, process, thread, task, command, arg } = *ioctl;
         let name = name_on(file, command);
         let known = name.and_then(layout::of);
@@ -37,7 +35,7 @@ impl Observer for Calls {
             };
             let unknown = format!("ioctl {command:#x}");
             let name = name.unwrap_or(&unknown);
-            self.0.tell(|era| {
+            self.tell(|era| {
                 let track = era.thread(process, thread);
                 era.trace.slice(&track, "ioctl", name, started, &args);
             });

@@ -1,10 +1,10 @@
 //! What hardware does: SMMUs and devices, on tracks of their own.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::Instant;
 
-use platform::{Dma, Message, Observer};
+use platform::{Dma, Message};
 use smmuv3::Observation;
 use smmuv3::wire::register::{CommandError, Gerror};
 use smmuv3::wire::{Command, Event};
@@ -12,8 +12,9 @@ use trace::Args;
 
 use super::{Era, Timeline, event_args};
 
-impl Observer for Timeline {
-    fn dma(&self, device: &str, dma: &Dma) {
+impl Timeline {
+    /// A device has finished an access.
+    pub(crate) fn dma(&self, device: &str, dma: &Dma) {
         let mut args =
             Args::new().hex("address", dma.access.address).hex("length", dma.length as u64);
         if let Some(pasid) = dma.access.pasid {
@@ -24,7 +25,8 @@ impl Observer for Timeline {
         self.tell(|era| era.trace.slice(&era.device(device), "dma", name, dma.started, &args));
     }
 
-    fn message(&self, device: &str, message: &Message) {
+    /// A device has sent a message.
+    pub(crate) fn message(&self, device: &str, message: &Message) {
         let args = Args::new().hex("address", message.address).hex("data", message.data.into());
         let args = outcome(args, message.result.is_ok());
         self.tell(|era| {
@@ -38,16 +40,9 @@ fn outcome(args: Args, done: bool) -> Args {
 }
 
 impl Timeline {
-    /// Watches an SMMU. The devices behind it are to be told.
-    pub(crate) fn watch(self: &Arc<Self>, name: &str, smmu: &platform::Model) {
-        let (timeline, name) = (self.clone(), name.to_owned());
-        let observer = move |observation: Observation<'_>| {
-            timeline.tell(|era| {
-                Smmu { timeline: &timeline, era, name: &name }.tell(observation);
-            });
-        };
-        // It is new: nobody observes it yet.
-        let _ = smmu.observe(observer);
+    /// An SMMU did something. The devices behind it are to be told.
+    pub(crate) fn smmu(&self, name: &str, observation: Observation<'_>) {
+        self.tell(|era| Smmu { timeline: self, era, name }.tell(observation));
     }
 
     /// Says which device a stream of an SMMU is.

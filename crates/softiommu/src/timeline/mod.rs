@@ -83,7 +83,7 @@ struct Era {
 
 impl Timeline {
     /// Begins to trace what this process's machine does: into a new file (`anew`), or one that others may be writing to
-    /// as well. `report` is told of problems, and at the end how much it was.
+    /// as well. `report` is told of problems.
     pub(crate) fn start(path: &Path, anew: bool, report: &Report) -> Option<Arc<Self>> {
         let name = calls::name_of(std::process::id(), std::process::id());
         let era = match Era::start(path, anew, &name) {
@@ -94,18 +94,17 @@ impl Timeline {
             }
         };
         let timeline = Arc::new(Self { path: path.to_owned(), era, streams: RwLock::default() });
-        interpose::observe(calls::Calls(timeline.clone()));
-        let (ended, report) = (timeline.clone(), report.clone());
-        interpose::before_end(move || {
-            let Some(era) = ended.era_so_far() else { return };
-            // A copy has closed what the program would be told on.
-            if let Some(summary) =
-                era.trace.flush().filter(|_| std::ptr::eq(era, &raw const ended.era))
-            {
-                report(&told(&summary, &ended.path));
-            }
-        });
         Some(timeline)
+    }
+
+    /// The process ends: what there is gets to the file, and `report` is told how much it was.
+    pub(crate) fn end(&self, report: &Report) {
+        let Some(era) = self.era_so_far() else { return };
+        // A copy has closed what the program would be told on.
+        if let Some(summary) = era.trace.flush().filter(|_| std::ptr::eq(era, &raw const self.era))
+        {
+            report(&told(&summary, &self.path));
+        }
     }
 
     /// Has `f` tell something.
