@@ -172,6 +172,7 @@ impl Process {
         for fd in slab.fds_in(0, u32::MAX) {
             slab.detach(fd);
         }
+        slab.abandon_closing();
         let process = Self::new(slab);
         if let Some(host) = self.host.get() {
             host.take_over();
@@ -353,7 +354,7 @@ impl Process {
     /// Says that `fd` is closed or about to be; what then has no descriptor
     /// left must go to [`Self::closed`] once it is.
     pub(crate) fn closing(&self, fd: RawFd) -> Option<Id> {
-        if slot_of(fd) == 0 { None } else { self.slab.write().detach(fd) }
+        if slot_of(fd) == 0 { None } else { self.slab.write().begin_close(fd) }
     }
 
     /// Releases a file whose last descriptor here is closed, unless others

@@ -93,12 +93,7 @@ impl Slab {
         let Some(&slot) = self.by_id.get(&id).filter(|_| (fd as usize) < MAX_FDS) else {
             return false;
         };
-        // What was closed behind our back has nobody who releases it.
-        if let Some(id) = self.detach(fd)
-            && let Some(handle) = self.by_id(id)
-        {
-            handle.closing = false;
-        }
+        self.detach(fd);
         set(fd, slot);
         if let Some(handle) = &mut self.slots[slot as usize] {
             handle.fds.push(fd);
@@ -113,8 +108,21 @@ impl Slab {
         let handle = self.slots.get_mut(slot as usize)?.as_mut()?;
         set(fd, 0);
         handle.fds.retain(|&other| other != fd);
-        handle.closing = handle.fds.is_empty();
-        handle.closing.then_some(handle.id)
+        handle.fds.is_empty().then_some(handle.id)
+    }
+
+    /// The same; if that was its last, whoever says so is going to release the handle.
+    pub(crate) fn begin_close(&mut self, fd: RawFd) -> Option<Id> {
+        let id = self.detach(fd)?;
+        if let Some(handle) = self.by_id(id) {
+            handle.closing = true;
+        }
+        Some(id)
+    }
+
+    /// Whoever was about to release handles is not there any more.
+    pub(crate) fn abandon_closing(&mut self) {
+        self.slots.iter_mut().flatten().for_each(|handle| handle.closing = false);
     }
 
     /// Forgets a handle that has no descriptors here.

@@ -341,6 +341,7 @@ fn files_outlive_the_process_that_opened_them() {
         let mut opener = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "open_and_leave", "--ignored", "--nocapture"])
             .env("COUNTER_LEAVE", leave)
+            .env("COUNTER_RUN", std::process::id().to_string())
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
             .spawn()
@@ -352,6 +353,15 @@ fn files_outlive_the_process_that_opened_them() {
         let mut told = String::new();
         stdout.read_to_string(&mut told).unwrap();
         assert!(told.contains("seen: Ok(2) Ok(true) Ok(5)"), "{leave}: {told}");
+    }
+    // Whoever has taken care of its files goes with the last of them.
+    let ours = format!("COUNTER_RUN={}\0", std::process::id());
+    let of_ours = |process: std::fs::DirEntry| {
+        std::fs::read_to_string(process.path().join("environ"))
+            .is_ok_and(|environment| environment.contains(&ours))
+    };
+    while std::fs::read_dir("/proc").unwrap().flatten().any(of_ours) {
+        std::thread::yield_now();
     }
 }
 

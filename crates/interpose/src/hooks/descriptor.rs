@@ -54,7 +54,7 @@ pub(super) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: 
     if !process.is_borrowed() {
         let mut slab = process.slab.write();
         for fd in slab.fds_in(first, last) {
-            released.extend(slab.detach(fd));
+            released.extend(slab.begin_close(fd));
         }
     }
     // SAFETY: the same call in parts, as promised by the caller.
