@@ -147,6 +147,12 @@ impl Channel {
         }
     }
 
+    /// `INTRCTRL` wants the line asserted: the status is not acknowledged, and MSI-X has not taken over.
+    fn asserts_line(&self) -> bool {
+        let bits = MASTER_INT_EN | INT_STATUS;
+        self.intrctrl & (bits | MSIX_VECTOR_CONTROL) == bits
+    }
+
     fn chansts(&self) -> u64 {
         self.completed & !0x3f | self.status
     }
@@ -221,6 +227,10 @@ impl Device for Ioat {
         1
     }
 
+    fn has_line(&self) -> bool {
+        true
+    }
+
     fn read(&self, _bar: usize, offset: u64, data: &mut [u8]) {
         let mut at = 0;
         while at < data.len() {
@@ -245,6 +255,7 @@ impl Device for Ioat {
         if offset == device::INTRCTRL {
             let writable = MASTER_INT_EN | MSIX_VECTOR_CONTROL;
             state.intrctrl = state.intrctrl & INT_STATUS & !data[0] | data[0] & writable;
+            self.engine.bus.set_line(state.asserts_line());
             return;
         }
         let Some(offset) = offset.checked_sub(device::CHANNEL).filter(|at| *at < channel::END)
@@ -259,7 +270,7 @@ impl Device for Ioat {
                     state.armed = !due;
                     drop(state);
                     if due {
-                        self.engine.registers.lock().raise(0);
+                        self.engine.interrupt(&mut self.engine.registers.lock());
                     }
                 }
             }
@@ -415,13 +426,23 @@ impl Work for Engine {
             }
         }
         if interrupts {
-            bus.raise(0);
+            self.interrupt(bus);
         }
         true
     }
 }
 
 impl Engine {
+    /// By a message if software has enabled them, and by the line until it has acknowledged.
+    fn interrupt(&self, bus: &mut Bus) {
+        {
+            let mut state = self.state.lock();
+            state.intrctrl |= INT_STATUS;
+            bus.set_line(state.asserts_line());
+        }
+        bus.raise(0);
+    }
+
     /// Carries out the descriptor at an address; bits of `CHANERR` if that fails.
     fn execute(bus: &mut Bus, address: u64) -> Result<Descriptor, u32> {
         let mut bytes = [0; 64];

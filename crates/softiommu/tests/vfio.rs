@@ -26,7 +26,7 @@ fn install() {
     static MACHINE: std::sync::Once = std::sync::Once::new();
     // Tests of one process share the machine, and each wants a device.
     let mut machine = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n".to_owned();
-    for n in ["0", "1", "2", "3", "4", "5", "6"] {
+    for n in ["0", "1", "2", "3", "4", "5", "6", "7"] {
         let device = ["[[device]]\nname = \"d", n, "\"\nmodel = \"ioat\"\niommu = \"s\"\n"];
         machine += &device.concat();
     }
@@ -183,6 +183,43 @@ fn a_message_signals_its_eventfd() {
     assert!(std::io::Read::read_exact(&mut event, &mut count).is_err());
     let mut no_eventfd = [24, 1 << 2 | 1 << 5, 2, 0, 1, engine.ram.as_raw_fd() as u32];
     assert_eq!(ioctl(&engine.device, DEVICE_SET_IRQS, &mut no_eventfd), Err(libc::EINVAL));
+}
+
+#[test]
+fn the_interrupt_line_is_a_level() {
+    const INTX: u32 = 0;
+    let engine = Engine::new(7);
+    // SAFETY: a plain system call; the descriptor is ours.
+    let mut event =
+        unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) };
+    let mut set = [24, 1 << 2 | 1 << 5, INTX, 0, 1, event.as_raw_fd() as u32];
+    ioctl(&engine.device, DEVICE_SET_IRQS, &mut set).unwrap();
+    let unmask =
+        || ioctl(&engine.device, DEVICE_SET_IRQS, &mut [20, 1 | 1 << 4, INTX, 0, 1]).unwrap();
+    let mut signalled = || std::io::Read::read_exact(&mut event, &mut [0; 8]).is_ok();
+    let pending = || {
+        let mut status = [0; 2];
+        engine.device.read_exact_at(&mut status, CONFIG + 6).unwrap();
+        status[0] & 1 << 3 != 0
+    };
+    // With the line, and not with MSI-X.
+    engine.device.write_all_at(&[1], 3).unwrap();
+    let copy = [8 | 1 << 32, IOVA + 0x1000, IOVA + 0x2000, IOVA, 0, 0, 0, 0u64];
+    engine.put(0, &copy.map(u64::to_le_bytes).concat());
+    engine.device.write_all_at(&IOVA.to_le_bytes(), CHANNEL + 0x10).unwrap();
+    engine.device.write_all_at(&1u16.to_le_bytes(), CHANNEL).unwrap();
+    engine.device.write_all_at(&1u16.to_le_bytes(), CHANNEL + 6).unwrap();
+    while !pending() {
+        std::thread::yield_now();
+    }
+    assert!(signalled());
+    assert!(!signalled(), "it is masked");
+    unmask();
+    assert!(signalled(), "and it is still asserted");
+    // Acknowledged, in the device.
+    engine.device.write_all_at(&[0b11], 3).unwrap();
+    unmask();
+    assert!(!signalled() && !pending());
 }
 
 /// As the kernel, which restores configuration space: DPDK enables bus mastering before it resets.

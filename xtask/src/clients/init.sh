@@ -30,6 +30,6 @@ for name in ioat nvme virtio; do
     kinds=$(grep -E "$name|vfio" /proc/interrupts | grep -oE "MSI-?X?|IO-APIC" | sort -u | tr '\n' ' ')
     echo "@@ interrupts $name $kinds"
 done
-dmesg | grep -E "I/O error|I/O [0-9]+.*timeout|controller is down" | sed "s/^/@@ trouble /"
+dmesg | grep -E "I/O error|I/O [0-9]+.*timeout|controller is down|ioatdma.*(timed out|Self-test|failed)" | sed "s/^/@@ trouble /"
 echo "@@ done"
 poweroff -f

@@ -127,7 +127,8 @@ fn follow(mut qemu: Command) -> Result<Vec<Vec<String>>> {
     let output = child.stdout.take().ok_or("no output")?;
     for line in BufReader::new(output).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).trim_end().to_owned();
-        if let Some(words) = line.strip_prefix("@@ ") {
+        // The firmware's control characters may stand before it.
+        if let Some((_, words)) = line.split_once("@@ ") {
             println!("  {words}");
             said.push(words.split_whitespace().map(str::to_owned).collect());
         } else if line.contains("panic") {
