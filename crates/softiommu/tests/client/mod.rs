@@ -14,6 +14,7 @@ const DEVICE_SET_IRQS: u64 = 0x3b6e;
 const DEVICE_RESET: u64 = 0x3b6f;
 const BIND: u64 = 0x3b76;
 const ATTACH: u64 = 0x3b77;
+const DETACH: u64 = 0x3b78;
 const CONFIG: u64 = 7 << 40;
 
 /// Where the memory is for the device, and how much there is.
@@ -82,7 +83,7 @@ impl Client {
         self.enable();
     }
 
-    /// Takes a part of the memory away from the device, by offset.
+    /// Takes a part of the memory away from the device, by offset; meanwhile there is none.
     pub(crate) fn unmap(&self, at: u64, len: u64) {
         self.ioas.unmap(IOVA, RAM).unwrap();
         let end = at + len;
@@ -92,6 +93,16 @@ impl Client {
                 self.ioas.map_file(fd, from, to - from, IOVA + from, true).unwrap();
             }
         }
+    }
+
+    /// Takes an area away that is mapped as one.
+    pub(crate) fn unmap_area(&self, at: u64, len: u64) {
+        self.ioas.unmap(IOVA + at, len).unwrap();
+    }
+
+    /// Takes all memory away from the device.
+    pub(crate) fn detach(&self) {
+        ioctl(&self.device, DETACH, &mut [8, 0]).unwrap();
     }
 
     pub(crate) fn put(&self, offset: u64, bytes: &[u8]) {

@@ -1,6 +1,7 @@
 //! What drivers do wrong, and what the controller says.
 
 use super::*;
+use crate::client::RAM;
 
 const IDENTIFY: u8 = 0x06;
 const CREATE_CQ: u8 = 0x05;
@@ -159,4 +160,42 @@ fn features_are_kept_until_a_reset() {
     assert_eq!(queue.run(&nvme.client, Command::io(WRITE, 1, 0, 8)).status, 0);
     nvme.ok(Command::new(0x09, 0, [9, 1 << 16 | 3, 0, 0, 0, 0]));
     assert_eq!(get(&mut nvme, 9, 3), 1 << 16 | 3);
+}
+
+#[test]
+fn memory_that_goes_away_under_commands_and_a_device_that_is_closed_under_them() {
+    for round in 0..20 {
+        let mut nvme = driver(11);
+        let mut queue = nvme.queue(1, 16);
+        let pages: Vec<_> = (1..256).map(|page| IOVA + DATA + 4096 * page).collect();
+        let [prp1, prp2] = nvme.list(IOVA + DATA, &pages, LISTS);
+        // An area of its own for the data: it can go alone.
+        nvme.client.unmap(DATA, 0);
+        for _ in 0..10 {
+            let opcode = if round % 2 == 0 { READ } else { WRITE };
+            queue.add(&nvme.client, Command::io(opcode, 1, 0, 2048).to(prp1, prp2));
+        }
+        queue.ring(&nvme.client);
+        if round % 4 == 3 {
+            // Bound again in the next round, which begins with a controller that is off.
+            continue;
+        }
+        if round % 4 == 2 {
+            // All at once, its queues included.
+            nvme.client.detach();
+            queue.add(&nvme.client, Command::io(READ, 1, 0, 1));
+            queue.ring(&nvme.client);
+            while nvme.client.read32(CSTS) & 2 == 0 {
+                std::thread::yield_now();
+            }
+            continue;
+        }
+        nvme.client.unmap_area(DATA, RAM - DATA);
+        let ends: Vec<_> = (0..10).map(|_| queue.wait(&nvme.client).status).collect();
+        assert!(ends.iter().all(|status| [0, 4].contains(status)), "{ends:?}");
+        let command = Command::io(READ, 1, 0, 2048).to(prp1, prp2);
+        assert_eq!(queue.run(&nvme.client, command).status, 4);
+        nvme.client.unmap(0, 0);
+        assert_eq!(queue.run(&nvme.client, command).status, 0);
+    }
 }
