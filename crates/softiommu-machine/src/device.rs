@@ -35,7 +35,7 @@ pub struct Device {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pri: bool,
     /// Where it is in PCI, such as `0000:06:0d.0`; otherwise the next free place of segment 1. See
-    /// [`Machine::addresses`].
+    /// [`Machine::addresses`](crate::Machine::addresses).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// IOVAs, beside the window for doorbells, that no memory can be mapped at.
