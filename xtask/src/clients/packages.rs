@@ -54,26 +54,29 @@ impl Packages {
 
     /// Has `command` run QEMU.
     pub(super) fn qemu(&self, command: &mut Command) {
-        self.run(command, "qemu-system-x86_64");
+        self.run(command, "qemu-system-x86_64", &[]);
         for data in ["seabios", "qemu"] {
             command.arg("-L").arg(self.root.join("usr/share").join(data));
         }
     }
 
-    /// Has `command` run DPDK's tests; where its drivers are.
-    pub(super) fn dpdk_test(&self, command: &mut Command) -> Result<PathBuf> {
-        self.run(command, "dpdk-test");
+    /// Has `command` run DPDK's tests, which find their drivers by name.
+    pub(super) fn dpdk_test(&self, command: &mut Command) -> Result<()> {
         let all = self.root.join("usr/lib/x86_64-linux-gnu/dpdk");
         let pmds =
             |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("pmds-");
         let found = std::fs::read_dir(all)?.flatten().find(pmds);
-        found.map(|entry| entry.path()).ok_or_else(|| "DPDK's packages have no drivers".into())
+        let found = found.ok_or("DPDK's packages have no drivers")?;
+        self.run(command, "dpdk-test", &[found.path()]);
+        Ok(())
     }
 
-    fn run(&self, command: &mut Command, program: &str) {
-        let libraries = ["usr/lib", "lib"].map(|top| self.root.join(top).join("x86_64-linux-gnu"));
-        // Neither has a colon in it: they are ours.
-        command.env("LD_LIBRARY_PATH", std::env::join_paths(libraries).unwrap_or_default());
+    /// Has `command` run a program, which finds its libraries in these directories, too.
+    fn run(&self, command: &mut Command, program: &str, libraries: &[PathBuf]) {
+        let system = ["usr/lib", "lib"].map(|top| self.root.join(top).join("x86_64-linux-gnu"));
+        // None has a colon in it: they are ours.
+        let path = std::env::join_paths(system.iter().chain(libraries)).unwrap_or_default();
+        command.env("LD_LIBRARY_PATH", path);
         command.arg(self.root.join("usr/bin").join(program));
     }
 
