@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use uapi::{nr, vfio as v};
 
 use crate::binding::{Binding, Owner};
-use crate::file::{self, DeviceFile};
+use crate::file::{DeviceFile, OpenDevice};
 use crate::group::CdevUse;
 use crate::user::{read, write};
 use crate::{Error, Function};
@@ -34,7 +34,7 @@ impl CharDevice for Cdev {
             return Err(Errno::NOMEM);
         }
         let (function, mode) = (self.function.clone(), self.mode);
-        Ok(Arc::new(CdevFile { function, mode, binding: Mutex::default() }))
+        Ok(Arc::new(OpenDevice(CdevFile { function, mode, binding: Mutex::default() })))
     }
 
     fn mode(&self) -> FileMode {
@@ -50,6 +50,10 @@ struct CdevFile {
 }
 
 impl DeviceFile for CdevFile {
+    fn mode(&self) -> FileMode {
+        self.mode
+    }
+
     fn binding(&self) -> Result<Arc<Binding>, Error> {
         let binding = self.binding.lock().clone();
         binding.ok_or(Error::Invalid("the device is not bound to an iommufd"))
@@ -130,12 +134,4 @@ fn target(flags: u32, len: usize, with_pasid: usize, pasid: u32) -> Result<Targe
         1 if len >= with_pasid => Ok(Target::Pasid(pasid)),
         _ => Err(Error::Invalid("flags")),
     }
-}
-
-impl File for CdevFile {
-    fn mode(&self) -> FileMode {
-        self.mode
-    }
-
-    file::operations!();
 }

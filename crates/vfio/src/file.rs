@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use host::{MappedMemory, MmapBacking, MmapRequest, Task};
+use host::{Errno, File, FileMode, MappedMemory, MmapBacking, MmapRequest, Task};
 use uapi::extra::{
     vfio_device_feature_header, vfio_pci_dependent_device, vfio_pci_hot_reset_header,
 };
@@ -18,7 +18,10 @@ const OFFSET_SHIFT: u32 = 40;
 const CHUNK: usize = 4096;
 
 /// An open file of a device.
-pub(crate) trait DeviceFile {
+pub(crate) trait DeviceFile: Send + Sync + 'static {
+    /// What `fstat` tells.
+    fn mode(&self) -> FileMode;
+
     /// The function in its iommufd.
     fn binding(&self) -> Result<Arc<Binding>, Error>;
 
@@ -37,54 +40,48 @@ pub(crate) trait DeviceFile {
     }
 }
 
-/// The operations of a device's file, in an `impl host::File`.
-macro_rules! operations {
-    () => {
-        fn ioctl(&self, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Errno> {
-            let result = $crate::file::ioctl(self, task, cmd, arg);
-            if let Err(error) = &result {
-                tracing::debug!(ioctl = nr::device_name(cmd), %error, "refused");
-            }
-            result.map(|()| 0).map_err(|error| error.errno())
-        }
+/// Its operations.
+pub(crate) struct OpenDevice<F>(pub(crate) F);
 
-        fn read(
-            &self,
-            task: &dyn Task,
-            buf: u64,
-            len: usize,
-            pos: Option<u64>,
-        ) -> Result<usize, Errno> {
-            $crate::file::read_region(self, task, buf, len, pos).map_err(|error| error.errno())
-        }
+impl<F: DeviceFile> File for OpenDevice<F> {
+    fn mode(&self) -> FileMode {
+        self.0.mode()
+    }
 
-        fn write(
-            &self,
-            task: &dyn Task,
-            buf: u64,
-            len: usize,
-            pos: Option<u64>,
-        ) -> Result<usize, Errno> {
-            $crate::file::write_region(self, task, buf, len, pos).map_err(|error| error.errno())
+    fn ioctl(&self, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Errno> {
+        let result = ioctl(&self.0, task, cmd, arg);
+        if let Err(error) = &result {
+            tracing::debug!(ioctl = nr::device_name(cmd), %error, "refused");
         }
+        result.map(|()| 0).map_err(|error| error.errno())
+    }
 
-        fn mmap(
-            &self,
-            _task: &dyn Task,
-            request: host::MmapRequest,
-        ) -> Result<host::MmapBacking, Errno> {
-            $crate::file::map_region(self, request).map_err(|error| error.errno())
-        }
-    };
+    fn read(
+        &self,
+        task: &dyn Task,
+        buf: u64,
+        len: usize,
+        pos: Option<u64>,
+    ) -> Result<usize, Errno> {
+        read_region(&self.0, task, buf, len, pos).map_err(|error| error.errno())
+    }
+
+    fn write(
+        &self,
+        task: &dyn Task,
+        buf: u64,
+        len: usize,
+        pos: Option<u64>,
+    ) -> Result<usize, Errno> {
+        write_region(&self.0, task, buf, len, pos).map_err(|error| error.errno())
+    }
+
+    fn mmap(&self, _task: &dyn Task, request: MmapRequest) -> Result<MmapBacking, Errno> {
+        map_region(&self.0, request).map_err(|error| error.errno())
+    }
 }
-pub(crate) use operations;
 
-pub(crate) fn ioctl(
-    file: &impl DeviceFile,
-    task: &dyn Task,
-    cmd: u32,
-    arg: u64,
-) -> Result<(), Error> {
+fn ioctl(file: &impl DeviceFile, task: &dyn Task, cmd: u32, arg: u64) -> Result<(), Error> {
     if let Some(result) = file.own_ioctl(task, cmd, arg) {
         return result;
     }
@@ -230,10 +227,7 @@ fn place(binding: &Binding, pos: Option<u64>, len: usize) -> Result<(u32, u64, u
 }
 
 /// Registers of a BAR, for a program to access as memory.
-pub(crate) fn map_region(
-    file: &impl DeviceFile,
-    request: MmapRequest,
-) -> Result<MmapBacking, Error> {
+fn map_region(file: &impl DeviceFile, request: MmapRequest) -> Result<MmapBacking, Error> {
     let binding = file.binding()?;
     let len = usize::try_from(request.len).map_err(|_| Error::Invalid("length"))?;
     let (index, _, fits) = place(&binding, Some(request.offset), len)?;
@@ -243,7 +237,7 @@ pub(crate) fn map_region(
     Ok(MmapBacking { memory: MappedMemory::Registers, guard: Box::new(()) })
 }
 
-pub(crate) fn read_region(
+fn read_region(
     file: &impl DeviceFile,
     task: &dyn Task,
     buf: u64,
@@ -263,7 +257,7 @@ pub(crate) fn read_region(
     Ok(done)
 }
 
-pub(crate) fn write_region(
+fn write_region(
     file: &impl DeviceFile,
     task: &dyn Task,
     buf: u64,

@@ -13,7 +13,7 @@ use uapi::{nr, vfio as v};
 use crate::binding::{Binding, Owner};
 use crate::cdev::iommufd;
 use crate::container::{Container, Member};
-use crate::file::{self, DeviceFile};
+use crate::file::{DeviceFile, OpenDevice};
 use crate::user::{read, read_text, write};
 use crate::{Error, Function};
 
@@ -226,7 +226,7 @@ impl GroupFile {
                 let binding = self.open.device(task, &name)?;
                 let open = self.open.clone();
                 let file = GroupDevice { binding, open };
-                return task.install(Arc::new(file), true).map_err(Error::File);
+                return task.install(Arc::new(OpenDevice(file)), true).map_err(Error::File);
             }
             _ => Err(Error::UnknownIoctl),
         };
@@ -255,6 +255,10 @@ struct GroupDevice {
 }
 
 impl DeviceFile for GroupDevice {
+    fn mode(&self) -> FileMode {
+        FileMode::AnonInode("[vfio-device]")
+    }
+
     fn binding(&self) -> Result<Arc<Binding>, Error> {
         Ok(self.binding.clone())
     }
@@ -274,12 +278,4 @@ impl DeviceFile for GroupDevice {
         let group = file.downcast::<GroupFile>();
         group.is_ok_and(|group| Arc::ptr_eq(&group.open, &self.open))
     }
-}
-
-impl File for GroupDevice {
-    fn mode(&self) -> FileMode {
-        FileMode::AnonInode("[vfio-device]")
-    }
-
-    file::operations!();
 }
