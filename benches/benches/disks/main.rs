@@ -75,7 +75,7 @@ fn race(report: &mut Report, name: &str, through: &mut Run<'_>, direct: &mut Run
         let mut race = Race::new(title, COUNT);
         race.enter("without an IOMMU", || random_reads(&mut *direct.borrow_mut(), depth));
         race.enter("through the IOMMU", || random_reads(&mut *through.borrow_mut(), depth));
-        race.goal("through the IOMMU", Goal::Within("without an IOMMU", 1.0 / 0.7));
+        race.goal("through the IOMMU", Goal::Within("without an IOMMU", 1.43));
         report.run(race);
     }
     let image = Image::memory(DISK).expect("memory");
@@ -95,7 +95,7 @@ fn race(report: &mut Report, name: &str, through: &mut Run<'_>, direct: &mut Run
         }
     });
     race.enter("through the IOMMU", || sequential_reads(&mut *through.borrow_mut()));
-    race.goal("through the IOMMU", Goal::Within("image read and memcpy", 1.0 / 0.9));
+    race.goal("through the IOMMU", Goal::Within("image read and memcpy", 1.11));
     report.run(race);
 }
 
