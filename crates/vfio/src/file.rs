@@ -246,15 +246,10 @@ fn read_region(
 ) -> Result<usize, Error> {
     let binding = file.binding()?;
     let (index, offset, len) = place(&binding, pos, len)?;
-    let mut chunk = [0; CHUNK];
-    let mut done = 0;
-    while done < len {
-        let part = &mut chunk[..(len - done).min(CHUNK)];
-        binding.function.read(index, offset + done as u64, part)?;
-        task.mm().copy_to_user(buf + done as u64, part)?;
-        done += part.len();
-    }
-    Ok(done)
+    by_chunk(len, |done, part| {
+        binding.function.read(index, offset + done, part)?;
+        Ok(task.mm().copy_to_user(buf + done, part)?)
+    })
 }
 
 fn write_region(
@@ -266,12 +261,22 @@ fn write_region(
 ) -> Result<usize, Error> {
     let binding = file.binding()?;
     let (index, offset, len) = place(&binding, pos, len)?;
+    by_chunk(len, |done, part| {
+        task.mm().copy_from_user(buf + done, part)?;
+        binding.function.write(index, offset + done, part)
+    })
+}
+
+/// Moves `len` bytes through a buffer of [`CHUNK`] bytes: `each` gets how many bytes are done and the part to fill or to empty.
+fn by_chunk(
+    len: usize,
+    mut each: impl FnMut(u64, &mut [u8]) -> Result<(), Error>,
+) -> Result<usize, Error> {
     let mut chunk = [0; CHUNK];
     let mut done = 0;
     while done < len {
         let part = &mut chunk[..(len - done).min(CHUNK)];
-        task.mm().copy_from_user(buf + done as u64, part)?;
-        binding.function.write(index, offset + done as u64, part)?;
+        each(done as u64, part)?;
         done += part.len();
     }
     Ok(done)
