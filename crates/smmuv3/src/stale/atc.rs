@@ -130,8 +130,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             if current(&self.explain(&access)) {
                 // One that is right is enough: the device does not say from which it has the address.
                 let what = Noted::Atc(told.address >> 12);
-                let stream_id = transaction.stream_id;
-                return checker.ledger().settle(NoteKey { stream_id, substream_id, what });
+                return checker.ledger().settle(NoteKey::of(&access, what));
             }
             let second = self.explain(&access);
             if !current(&second) {
@@ -147,11 +146,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
             size: told.size,
         };
         let difference = Difference {
-            key: NoteKey {
-                stream_id: transaction.stream_id,
-                substream_id,
-                what: Noted::Atc(told.address >> 12),
-            },
+            key: NoteKey::of(&access, Noted::Atc(told.address >> 12)),
             scope,
             cache: StaleCache::Atc,
             change,

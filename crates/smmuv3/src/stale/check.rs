@@ -292,11 +292,6 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
     ) -> Option<Difference> {
         let transaction = served.transaction;
         let memory = words(&second.1);
-        let key = |what| NoteKey {
-            stream_id: transaction.stream_id,
-            substream_id: transaction.substream_id,
-            what,
-        };
         let (dry, steps) = self.walk_dry(context, transaction);
         let under_old_configuration = match (&served.used, &dry) {
             (Ok(used), Some(dry)) => same(used, dry),
@@ -322,7 +317,7 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
                 Some(_) => Scope::Cd { sid, ssid, leaf: true },
             };
             return Some(Difference {
-                key: key(Noted::Configuration),
+                key: NoteKey::of(transaction, Noted::Configuration),
                 scope,
                 cache: StaleCache::Configuration,
                 change,
@@ -340,7 +335,10 @@ impl<M: Memory, F: Fence> Smmu<M, F> {
         }
         let of_translation = change.is_none_or(|change| change.is_of_translation());
         Some(Difference {
-            key: key(Noted::Page { page: page.page, write: transaction.write }),
+            key: NoteKey::of(
+                transaction,
+                Noted::Page { page: page.page, write: transaction.write },
+            ),
             scope: context.scope(change.as_ref(), transaction.address),
             cache: if served.entry.is_some() { StaleCache::Tlb } else { StaleCache::Walk },
             change,
@@ -438,20 +436,15 @@ fn agreed(checker: &Checker, served: &Served) {
     let Some(context) = served.context else { return };
     let transaction = served.transaction;
     let (page, words) = (context.page(transaction), words_after(&served.first.1));
-    let key = |what| NoteKey {
-        stream_id: transaction.stream_id,
-        substream_id: transaction.substream_id,
-        what,
-    };
     let mut ledger = checker.ledger.lock();
     for write in [false, true] {
         // A TLB entry that is right for reads may be wrong for writes.
         if served.entry.is_none() || write == transaction.write {
-            ledger.settle(key(Noted::Page { page: page.page, write }));
+            ledger.settle(NoteKey::of(transaction, Noted::Page { page: page.page, write }));
         }
     }
     if served.origin.is_none_or(|origin| origin == configuration(&words)) {
-        ledger.settle(key(Noted::Configuration));
+        ledger.settle(NoteKey::of(transaction, Noted::Configuration));
     }
     if served.used.is_ok() && !words.is_empty() {
         ledger.agree(page, words, served.entry.is_some());

@@ -7,6 +7,7 @@ use std::hash::Hash;
 use super::report::{Miss, Stale};
 use super::scope::Scope;
 use super::words::Word;
+use crate::transaction::Transaction;
 use crate::wire::Command;
 
 /// Addresses whose words are remembered, at least.
@@ -68,6 +69,13 @@ pub(super) struct NoteKey {
     pub(super) stream_id: u32,
     pub(super) substream_id: Option<u32>,
     pub(super) what: Noted,
+}
+
+impl NoteKey {
+    pub(super) fn of(transaction: &Transaction, what: Noted) -> Self {
+        let Transaction { stream_id, substream_id, .. } = *transaction;
+        Self { stream_id, substream_id, what }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
