@@ -49,6 +49,8 @@ macro_rules! instructions {
                 unsafe {
                     asm!(
                         "movdqu xmm0, [r8]",
+                        // Most instructions leave the flags alone: the same for all that compare them.
+                        "xor r9d, r9d",
                         $text,
                         "pushfq",
                         "pop r9",
@@ -82,11 +84,24 @@ const INSTRUCTIONS: &[(&str, Run)] = instructions! {
     "test byte ptr [rdi], 0x20" "test [rdi], rcx" "test dword ptr [rdi], eax"
     "xchg [rdi], rax" "xchg cl, [rdi]"
     "stosb" "stosq" "std; stosd; cld" "mov ecx, 7; rep stosw" "mov ecx, 0; rep stosb"
-    "push rsi; mov rsi, rdi; add rdi, 16; mov ecx, 3; rep movsd; pop rsi"
+    "push rsi; mov rsi, rdi; lea rdi, [rdi + 16]; mov ecx, 3; rep movsd; pop rsi"
     "push rsi; push rdi; mov rsi, rdi; lea rdi, [r8 + 16]; movsq; pop rdi; pop rsi"
 };
 
-fn map(device: &std::fs::File, offset: u64, len: usize) -> *mut u8 {
+/// Registers of a device, until it is dropped.
+struct Registers {
+    at: *mut u8,
+    len: usize,
+}
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping.
+        unsafe { libc::munmap(self.at.cast(), self.len) };
+    }
+}
+
+fn map(device: &std::fs::File, offset: u64, len: usize) -> Registers {
     let (protection, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
     // SAFETY: a fresh mapping.
     let at = unsafe {
@@ -100,7 +115,7 @@ fn map(device: &std::fs::File, offset: u64, len: usize) -> *mut u8 {
         )
     };
     assert_ne!(at, libc::MAP_FAILED);
-    at.cast()
+    Registers { at: at.cast(), len }
 }
 
 /// Copies by single bytes: what the library copies with is not supported for registers.
@@ -126,7 +141,9 @@ proptest! {
     ) {
         let _one = setup();
         let device = open();
-        let registers = map(&device, 0, 0x2000);
+        // Unmapped by a failure as well: the device's file stays open until then.
+        let mapping = map(&device, 0, 0x2000);
+        let registers = mapping.at;
         let content: [u8; 192] = content.concat().try_into().unwrap();
         for (text, run) in INSTRUCTIONS {
             let mut memory = Aligned(content);
@@ -144,8 +161,6 @@ proptest! {
                 prop_assert_eq!(memory.0, bytes(registers, None), "{}", text);
             }
         }
-        // SAFETY: our own mapping.
-        unsafe { libc::munmap(registers.cast(), 0x2000) };
     }
 }
 
@@ -162,7 +177,8 @@ fn ended_by(signal: libc::c_int, test: &str) -> bool {
 fn faults_elsewhere() {
     let _one = setup();
     let device = open();
-    let registers = map(&device, 0, 0x1000);
+    let mapping = map(&device, 0, 0x1000);
+    let registers = mapping.at;
     // SAFETY: registers first; then a fault, which is the point.
     unsafe {
         registers.write_volatile(1);
@@ -175,7 +191,8 @@ fn faults_elsewhere() {
 fn faults_behind_the_registers() {
     let _one = setup();
     let device = open();
-    let registers = map(&device, 0, 0x2000);
+    let mapping = map(&device, 0, 0x2000);
+    let registers = mapping.at;
     // SAFETY: registers first; then what was unmapped.
     unsafe {
         libc::munmap(registers.add(0x1000).cast(), 0x1000);
@@ -206,7 +223,8 @@ extern "C" fn repair(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
 fn the_program_keeps_its_handler() {
     let _one = setup();
     let device = open();
-    let registers = map(&device, 0x1000, 0x1000);
+    let mapping = map(&device, 0x1000, 0x1000);
+    let registers = mapping.at;
     // SAFETY: handlers that are functions, and pages of ours.
     unsafe {
         let mut new: libc::sigaction = std::mem::zeroed();
@@ -231,8 +249,7 @@ fn the_program_keeps_its_handler() {
         assert_eq!(registers.add((ACCESSES - 0x1000) as usize).read_volatile(), 2);
         assert_eq!(FAULTS.load(Ordering::SeqCst), 1, "registers are none of its business");
         libc::sigaction(libc::SIGSEGV, &raw const before, std::ptr::null_mut());
-        libc::munmap(registers.cast(), 0x1000);
     }
-    drop(device);
+    drop((mapping, device));
     assert_eq!(live(), 0, "nothing is mapped any more");
 }
