@@ -122,7 +122,7 @@ impl Scope {
                 Self::Atc { sid, ssid, address, size },
                 Command::AtcInv { sid: named, ssid: named_ssid, global, size: log2, addr },
             ) => {
-                let pasid = ssid == named_ssid || global && named_ssid.is_some();
+                let pasid = of_pasid(ssid, named_ssid, global);
                 let log2 = u32::from(log2).min(52);
                 let range = log2 >= 52 || {
                     let log2 = (12 + log2).max(size);
@@ -241,15 +241,16 @@ impl Scope {
                     .or_else(|| elsewhere(&va, ipa))
                     .or_else(|| leaf_only(va.leaf, leaf))
             }
-            (Self::Atc { sid, ssid, .. }, Command::AtcInv { sid: named, ssid: named_ssid, .. }) => {
-                other("StreamID", named.into(), sid.into()).or_else(|| {
-                    Some(match (named_ssid == ssid, ssid) {
-                        (true, _) => "covers other addresses".into(),
-                        (false, Some(ssid)) => format!("it is not for SubstreamID {ssid:#x}"),
-                        (false, None) => "it is for a SubstreamID, this has none".into(),
-                    })
+            (
+                Self::Atc { sid, ssid, .. },
+                Command::AtcInv { sid: named, ssid: named_ssid, global, .. },
+            ) => other("StreamID", named.into(), sid.into()).or_else(|| {
+                Some(match (of_pasid(ssid, named_ssid, global), ssid) {
+                    (true, _) => "covers other addresses".into(),
+                    (false, Some(ssid)) => format!("it is not for SubstreamID {ssid:#x}"),
+                    (false, None) => "it is for a SubstreamID, this has none".into(),
                 })
-            }
+            }),
             _ => None,
         }
     }
@@ -257,6 +258,12 @@ impl Scope {
 
 fn part(covered: bool) -> u8 {
     if covered { ALL } else { 0 }
+}
+
+/// Whether a `CMD_ATC_INV` for `named` is for what a device was told for `ssid`. An Invalidate Request without a PASID is for
+/// all address spaces of the function (PCIe 6.0 §10.3.8).
+fn of_pasid(ssid: Option<u32>, named: Option<u32>, global: bool) -> bool {
+    named.is_none() || named == ssid || global
 }
 
 fn elsewhere(va: &TlbiVa, address: u64) -> Option<String> {

@@ -104,7 +104,9 @@ fn atc_inv() {
 /// With a PASID, and by software that only takes away.
 #[test]
 fn atc_inv_of_a_substream() {
-    for forgotten in [true, false] {
+    // Without a SubstreamID it is for all of them.
+    for named in [Some(2), Some(1), None] {
+        let forgotten = named == Some(2);
         let mut m = machine();
         let reports = Reports::of(&m, StaleRule::Sync);
         let one = m.stage1(3, 7);
@@ -116,7 +118,7 @@ fn atc_inv_of_a_substream() {
         let told = ask(&m, Some(1));
         m.put(&one.tables, VA, 3, 0);
         let tlbi = cmd::tlbi_va(cmd::TLBI_NH_VA, 0, 7, VA);
-        let atc = cmd::atc_inv(3, Some(if forgotten { 2 } else { 1 }), VA, 0);
+        let atc = cmd::atc_inv(3, named, VA, 0);
         m.run(&[tlbi, atc]);
         access(&mut m, told);
         reports.none();
