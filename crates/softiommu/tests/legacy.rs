@@ -44,6 +44,7 @@ const GROUP_GET_DEVICE_FD: u64 = 0x3b6a;
 const DEVICE_SET_IRQS: u64 = 0x3b6e;
 const DEVICE_GET_PCI_HOT_RESET_INFO: u64 = 0x3b70;
 const DEVICE_PCI_HOT_RESET: u64 = 0x3b71;
+const IOMMU_GET_INFO: u64 = 0x3b70;
 const MAP_DMA: u64 = 0x3b71;
 const UNMAP_DMA: u64 = 0x3b72;
 const DEVICE_BIND_IOMMUFD: u64 = 0x3b76;
@@ -67,6 +68,22 @@ fn call(file: &File, command: u64, argument: u64) -> Result<i32, i32> {
 
 fn ioctl<const N: usize>(file: &File, command: u64, words: &mut [u32; N]) -> Result<i32, i32> {
     call(file, command, words.as_mut_ptr() as u64)
+}
+
+/// The page sizes of a container, a bit for each, and its IOVAs: first and last of each range.
+fn info(container: &File) -> (u64, Vec<(u64, u64)>) {
+    let mut info = [0_u32; 256];
+    info[0] = 4 * 256;
+    ioctl(container, IOMMU_GET_INFO, &mut info).unwrap();
+    let wide = |at: usize| u64::from(info[at / 4]) | u64::from(info[at / 4 + 1]) << 32;
+    let mut at = info[4] as usize;
+    // VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE.
+    while info[at / 4] & 0xffff != 1 {
+        at = info[at / 4 + 1] as usize;
+    }
+    let count = info[at / 4 + 2] as usize;
+    let range = |n: usize| (wide(at + 16 + 16 * n), wide(at + 24 + 16 * n));
+    (wide(8), (0..count).map(range).collect())
 }
 
 fn open(path: impl AsRef<Path>) -> std::io::Result<File> {
@@ -148,6 +165,11 @@ fn a_group_and_a_container() {
     // Memory may be mapped before there is a device.
     assert_eq!(ioctl(&container, UNMAP_DMA, &mut [24, 2, 0, 0, 0, 0]), Err(libc::EINVAL));
     call(&container, SET_IOMMU, TYPE1V2).unwrap();
+    // From here on its devices are attached: a client that has opened none learns which IOVAs they can use.
+    let (sizes, ranges) = info(&container);
+    assert_eq!(sizes & 0xfff, 0);
+    assert!(sizes < 1 << 40 && sizes & 0x1000 != 0, "{sizes:#x}");
+    assert!(ranges.len() > 1 && ranges.last().unwrap().1 < 1 << 48, "{ranges:x?}");
     // SAFETY: a fresh mapping.
     let memory = unsafe {
         let (protection, flags) =
@@ -201,6 +223,16 @@ fn a_group_and_a_container() {
     let by =
         |fd: &File| ioctl(&engine, DEVICE_PCI_HOT_RESET, &mut [16, 0, 1, fd.as_raw_fd() as u32]);
     assert_eq!((by(&container), by(&group)), (Err(libc::EINVAL), Ok(0)));
+    // A device that is closed stays attached, and what the container maps stays with the last group.
+    drop(engine);
+    let map = || ioctl(&container, MAP_DMA, &mut [32, 3, low, high, 0x10_0000, 0, 0x3000, 0]);
+    assert_eq!(map(), Err(libc::EEXIST));
+    assert_eq!(info(&container).1, ranges);
+    ioctl(&group, GROUP_UNSET_CONTAINER, &mut [0]).unwrap();
+    ioctl(&group, GROUP_SET_CONTAINER, &mut [container.as_raw_fd() as u32]).unwrap();
+    call(&container, SET_IOMMU, TYPE1V2).unwrap();
+    assert_eq!(map(), Ok(0), "it was taken along");
+    let engine = device(&group, ONE).unwrap();
     // The files of devices keep the group open.
     drop(group);
     assert_eq!(open(&path).unwrap_err().raw_os_error(), Some(libc::EBUSY));

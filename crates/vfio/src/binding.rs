@@ -6,22 +6,13 @@ use host::{Capability, Task};
 use iommu::Target;
 use iommufd::{Context, Id};
 
-use crate::group::{CdevUse, GroupOpen};
 use crate::{Error, Function};
 
-/// See the module. Dropped, the function is as it was before.
+/// A function that is bound to an iommufd, its own or the one behind a container. Dropped, it is unbound.
 pub(crate) struct Binding {
     pub(crate) function: Arc<Function>,
     pub(crate) context: Arc<Context>,
     pub(crate) id: Id,
-    /// Keeps others from it.
-    _owner: Owner,
-}
-
-/// How the function was come by.
-pub(crate) enum Owner {
-    Cdev { _used: CdevUse },
-    Group { _open: Arc<GroupOpen> },
 }
 
 impl Binding {
@@ -29,16 +20,13 @@ impl Binding {
         function: &Arc<Function>,
         context: Arc<Context>,
         task: &dyn Task,
-        owner: Owner,
-    ) -> Result<Self, Error> {
+    ) -> Result<Arc<Self>, Error> {
         let device = function.device();
         if !device.has_iommu() && !context.capable(task, Capability::SysRawio) {
             return Err(Error::Permission("a device without an IOMMU needs CAP_SYS_RAWIO"));
         }
         let id = context.bind(device.clone())?;
-        let binding = Self { function: function.clone(), context, id, _owner: owner };
-        function.open()?;
-        Ok(binding)
+        Ok(Arc::new(Self { function: function.clone(), context, id }))
     }
 
     /// Attaches the function to an IOAS or a HWPT, or moves it there. The HWPT that it is attached to.
@@ -53,9 +41,28 @@ impl Binding {
 
 impl Drop for Binding {
     fn drop(&mut self) {
-        self.function.close();
         if let Err(error) = self.context.unbind(self.id) {
             tracing::error!(%error, "cannot unbind");
         }
+    }
+}
+
+/// A function that is bound and in use. Dropped, it is as it was before.
+pub(crate) struct Opened(Arc<Binding>);
+
+impl Opened {
+    pub(crate) fn new(binding: Arc<Binding>) -> Result<Self, Error> {
+        binding.function.open()?;
+        Ok(Self(binding))
+    }
+
+    pub(crate) fn binding(&self) -> &Arc<Binding> {
+        &self.0
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.function.close();
     }
 }

@@ -9,7 +9,7 @@ use iommufd::Context;
 use parking_lot::Mutex;
 use uapi::{nr, vfio as v};
 
-use crate::binding::{Binding, Owner};
+use crate::binding::{Binding, Opened};
 use crate::file::{DeviceFile, OpenDevice};
 use crate::group::CdevUse;
 use crate::user::{read, write};
@@ -34,7 +34,7 @@ impl CharDevice for Cdev {
             return Err(Errno::NOMEM);
         }
         let (function, mode) = (self.function.clone(), self.mode);
-        Ok(Arc::new(OpenDevice(CdevFile { function, mode, binding: Mutex::default() })))
+        Ok(Arc::new(OpenDevice(CdevFile { function, mode, bound: Mutex::default() })))
     }
 
     fn mode(&self) -> FileMode {
@@ -46,7 +46,13 @@ impl CharDevice for Cdev {
 struct CdevFile {
     function: Arc<Function>,
     mode: FileMode,
-    binding: Mutex<Option<Arc<Binding>>>,
+    bound: Mutex<Option<Bound>>,
+}
+
+/// What it is bound to, and what keeps others from it.
+struct Bound {
+    opened: Opened,
+    _used: CdevUse,
 }
 
 impl DeviceFile for CdevFile {
@@ -55,7 +61,8 @@ impl DeviceFile for CdevFile {
     }
 
     fn binding(&self) -> Result<Arc<Binding>, Error> {
-        let binding = self.binding.lock().clone();
+        let bound = self.bound.lock();
+        let binding = bound.as_ref().map(|bound| bound.opened.binding().clone());
         binding.ok_or(Error::Invalid("the device is not bound to an iommufd"))
     }
 
@@ -80,16 +87,17 @@ impl CdevFile {
         if bind.flags & TOKEN != 0 {
             return Err(Error::Invalid("the device has no VF token"));
         }
-        let mut binding = self.binding.lock();
-        if binding.is_some() {
+        let mut bound = self.bound.lock();
+        if bound.is_some() {
             return Err(Error::Invalid("the device is bound already"));
         }
         let context = iommufd(task, bind.iommufd)?.ok_or(Error::WrongFile)?;
-        let owner = Owner::Cdev { _used: CdevUse::new(&self.function)? };
-        let new = Binding::new(&self.function, context, task, owner)?;
-        bind.out_devid = new.id;
+        let used = CdevUse::new(&self.function)?;
+        let binding = Binding::new(&self.function, context, task)?;
+        bind.out_devid = binding.id;
+        let new = Bound { opened: Opened::new(binding)?, _used: used };
         write(task, arg, &bind, LEN)?;
-        *binding = Some(Arc::new(new));
+        *bound = Some(new);
         Ok(())
     }
 

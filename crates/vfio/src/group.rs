@@ -10,7 +10,7 @@ use iommufd::Context;
 use parking_lot::Mutex;
 use uapi::{nr, vfio as v};
 
-use crate::binding::{Binding, Owner};
+use crate::binding::{Binding, Opened};
 use crate::cdev::iommufd;
 use crate::container::{Container, Member};
 use crate::file::{DeviceFile, OpenDevice};
@@ -50,10 +50,13 @@ impl Group {
         self.state.lock().functions.push(Arc::downgrade(function));
     }
 
+    /// Its functions.
+    pub(crate) fn functions(&self) -> Vec<Arc<Function>> {
+        self.state.lock().functions.iter().filter_map(Weak::upgrade).collect()
+    }
+
     fn function(&self, name: &str) -> Option<Arc<Function>> {
-        let functions = self.state.lock().functions.clone();
-        let mut functions = functions.iter().filter_map(Weak::upgrade);
-        functions.find(|function| function.address().to_string() == name)
+        self.functions().into_iter().find(|function| function.address().to_string() == name)
     }
 }
 
@@ -104,7 +107,7 @@ impl CharDevice for GroupNode {
             state.open = true;
         }
         let group = self.group.clone();
-        let open = GroupOpen { group, set: Mutex::default(), bindings: Mutex::default() };
+        let open = GroupOpen { group, set: Mutex::default(), opened: Mutex::default() };
         Ok(Arc::new(GroupFile { open: Arc::new(open), mode: self.mode() }))
     }
 
@@ -117,7 +120,8 @@ impl CharDevice for GroupNode {
 pub(crate) struct GroupOpen {
     group: Arc<Group>,
     set: Mutex<Option<Set>>,
-    bindings: Mutex<Vec<Weak<Binding>>>,
+    /// Its devices that are open.
+    opened: Mutex<Vec<Weak<Opened>>>,
 }
 
 /// What stands behind a group.
@@ -135,10 +139,10 @@ impl Drop for GroupOpen {
 }
 
 impl GroupOpen {
-    fn bindings(&self) -> Vec<Arc<Binding>> {
-        let mut bindings = self.bindings.lock();
-        bindings.retain(|binding| binding.strong_count() > 0);
-        bindings.iter().filter_map(Weak::upgrade).collect()
+    fn opened(&self) -> Vec<Arc<Opened>> {
+        let mut opened = self.opened.lock();
+        opened.retain(|opened| opened.strong_count() > 0);
+        opened.iter().filter_map(Weak::upgrade).collect()
     }
 
     fn set_container(&self, task: &dyn Task, arg: u64) -> Result<(), Error> {
@@ -162,7 +166,7 @@ impl GroupOpen {
         };
         let file: Arc<dyn Any + Send + Sync> = file;
         let container: Arc<Container> = file.downcast().map_err(|_| Error::WrongFile)?;
-        *set = Some(Set::Container(container.join()?));
+        *set = Some(Set::Container(container.join(&self.group, task)?));
         Ok(())
     }
 
@@ -171,7 +175,7 @@ impl GroupOpen {
         if set.is_none() {
             return Err(Error::Invalid("the group has no container"));
         }
-        if !self.bindings().is_empty() {
+        if !self.opened().is_empty() {
             return Err(Error::Busy("devices of the group are open"));
         }
         *set = None;
@@ -187,25 +191,27 @@ impl GroupOpen {
         write(task, arg, &status, len)
     }
 
-    /// Opens a device: the first time it is bound and attached.
-    fn device(self: &Arc<Self>, task: &dyn Task, name: &str) -> Result<Arc<Binding>, Error> {
+    /// Opens a device. With an iommufd it is bound and attached the first time; a container has done that.
+    fn device(&self, task: &dyn Task, name: &str) -> Result<Arc<Opened>, Error> {
         let function = self.group.function(name).ok_or(Error::NoDevice)?;
         let set = self.set.lock();
-        let context = match set.as_ref() {
-            Some(Set::Iommufd(context)) => context.clone(),
-            Some(Set::Container(member)) => member.context()?,
-            None => return Err(Error::Invalid("the group has no container")),
-        };
-        let open = self.bindings().into_iter().find(|old| Arc::ptr_eq(&old.function, &function));
-        if let Some(binding) = open {
-            return Ok(binding);
+        let set = set.as_ref().ok_or(Error::Invalid("the group has no container"))?;
+        let is_open = |opened: &Arc<Opened>| Arc::ptr_eq(&opened.binding().function, &function);
+        if let Some(opened) = self.opened().into_iter().find(is_open) {
+            return Ok(opened);
         }
-        let ioas = context.vfio_ioas()?;
-        let owner = Owner::Group { _open: self.clone() };
-        let binding = Arc::new(Binding::new(&function, context, task, owner)?);
-        binding.attach(Target::Rid, ioas)?;
-        self.bindings.lock().push(Arc::downgrade(&binding));
-        Ok(binding)
+        let binding = match set {
+            Set::Container(member) => member.binding(&function)?,
+            Set::Iommufd(context) => {
+                let ioas = context.vfio_ioas()?;
+                let binding = Binding::new(&function, context.clone(), task)?;
+                binding.attach(Target::Rid, ioas)?;
+                binding
+            }
+        };
+        let opened = Arc::new(Opened::new(binding)?);
+        self.opened.lock().push(Arc::downgrade(&opened));
+        Ok(opened)
     }
 }
 
@@ -223,9 +229,9 @@ impl GroupFile {
             nr::VFIO_GROUP_UNSET_CONTAINER => self.open.unset_container(),
             nr::VFIO_GROUP_GET_DEVICE_FD => {
                 let name = read_text(task, arg, NAME)?;
-                let binding = self.open.device(task, &name)?;
+                let opened = self.open.device(task, &name)?;
                 let open = self.open.clone();
-                let file = GroupDevice { binding, open };
+                let file = GroupDevice { opened, open };
                 return task.install(Arc::new(OpenDevice(file)), true).map_err(Error::File);
             }
             _ => Err(Error::UnknownIoctl),
@@ -248,9 +254,9 @@ impl File for GroupFile {
     }
 }
 
-/// An open device of a group.
+/// An open device of a group, which is open as long.
 struct GroupDevice {
-    binding: Arc<Binding>,
+    opened: Arc<Opened>,
     open: Arc<GroupOpen>,
 }
 
@@ -260,7 +266,7 @@ impl DeviceFile for GroupDevice {
     }
 
     fn binding(&self) -> Result<Arc<Binding>, Error> {
-        Ok(self.binding.clone())
+        Ok(self.opened.binding().clone())
     }
 
     fn own_ioctl(&self, _task: &dyn Task, cmd: u32, _arg: u64) -> Option<Result<(), Error>> {
