@@ -33,7 +33,7 @@ enum Task {
     /// unmodified, under `softiommu run`
     #[command(after_help = CONFORMANCE_HELP)]
     Conformance(conformance::Options),
-    /// QEMU and DPDK as Debian has them, with devices of ours, under `softiommu run`
+    /// QEMU, its tools for disk images and DPDK as Debian has them, with devices of ours, under `softiommu run`
     #[command(after_help = CLIENTS_HELP)]
     Clients(clients::Options),
 }

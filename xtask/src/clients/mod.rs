@@ -1,7 +1,9 @@
 //! `cargo xtask clients`: programs that know nothing of us, with devices of ours.
 
+mod disk;
 mod dpdk;
 mod initrd;
+mod nvme;
 mod packages;
 mod qemu;
 
@@ -24,6 +26,8 @@ enum Client {
     Qemu,
     /// DPDK's driver of the DMA engine, under its own test
     Dpdk,
+    /// QEMU's driver of NVMe in user space, by its tools for images
+    Nvme,
 }
 
 /// Runs the clients. True if they did all they should.
@@ -33,7 +37,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let place = crate::workspace().join("target/clients");
     fs::create_dir_all(&place)?;
     let mut problems = Vec::new();
-    for client in [Client::Dpdk, Client::Qemu] {
+    for client in [Client::Dpdk, Client::Nvme, Client::Qemu] {
         if options.client.is_some_and(|wanted| wanted != client) {
             continue;
         }
@@ -41,6 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         problems.extend(match client {
             Client::Qemu => qemu::run(&packages, &softiommu, &place)?,
             Client::Dpdk => dpdk::run(&packages, &softiommu, &place)?,
+            Client::Nvme => nvme::run(&packages, &softiommu, &place)?,
         });
     }
     println!();

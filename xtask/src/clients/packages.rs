@@ -7,7 +7,7 @@ use crate::apt::{Apt, Mirror};
 use crate::conformance::cache_directory;
 use crate::{Result, command};
 
-const QEMU: &str = "qemu-system-x86";
+const QEMU: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
 const BUSYBOX: &str = "busybox-static";
 const DPDK: [&str; 2] = ["dpdk-dev", "librte-meta-dma"];
 const KERNEL: &str = "linux-image-amd64";
@@ -24,7 +24,7 @@ impl Packages {
     pub(super) fn obtain() -> Result<Self> {
         let cache = cache_directory()?.join("clients");
         let root = cache.join("root");
-        let packages = [&[QEMU, BUSYBOX], &DPDK[..]].concat();
+        let packages = [&QEMU[..], &[BUSYBOX], &DPDK].concat();
         let all = [&packages[..], &[KERNEL]].concat().join(" ");
         if std::fs::read_to_string(cache.join(STAMP)).is_ok_and(|found| found == all) {
             return Ok(Self { root });
@@ -72,7 +72,7 @@ impl Packages {
     }
 
     /// Has `command` run a program, which finds its libraries in these directories, too.
-    fn run(&self, command: &mut Command, program: &str, libraries: &[PathBuf]) {
+    pub(super) fn run(&self, command: &mut Command, program: &str, libraries: &[PathBuf]) {
         let system = ["usr/lib", "lib"].map(|top| self.root.join(top).join("x86_64-linux-gnu"));
         // None has a colon in it: they are ours.
         let path = std::env::join_paths(system.iter().chain(libraries)).unwrap_or_default();

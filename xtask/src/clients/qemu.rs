@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::packages::Packages;
-use super::{end_in_time, initrd};
-use crate::{Result, command};
+use super::{disk, end_in_time, initrd};
+use crate::Result;
 
 const INIT: &str = include_str!("init.sh");
 /// Modules of the guest; names with underscores.
@@ -65,7 +65,6 @@ address = "0000:fc:00.0"
 "#;
 const ADDRESSES: [&str; 3] = ["0000:fa:00.0", "0000:fb:00.0", "0000:fc:00.0"];
 const DISKS: [&str; 2] = ["vda", "nvme0n1"];
-const DISK_SIZE: usize = 16 << 20;
 /// What the guest writes: where, how much, and the line that it repeats.
 const WRITTEN: (usize, usize, &[u8]) = (32 * 65536, 1 << 20, b"written by the guest\n");
 /// The ways for interrupts, and what the guest's kernel is told.
@@ -101,22 +100,10 @@ pub(super) fn run(packages: &Packages, softiommu: &Path, place: &Path) -> Result
 /// Makes the images anew; their sums.
 fn images(place: &Path) -> Result<BTreeMap<&'static str, String>> {
     let mut sums = BTreeMap::new();
-    for (seed, disk) in (1_u64..).zip(DISKS) {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let words = (0..DISK_SIZE / 8).flat_map(|_| {
-            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-            (state ^ state >> 29).to_le_bytes()
-        });
-        let path = place.join(format!("{disk}.img"));
-        fs::write(&path, words.collect::<Vec<u8>>())?;
-        sums.insert(disk, sum(&path)?);
+    for (seed, disk) in (1..).zip(DISKS) {
+        sums.insert(disk, disk::make(&place.join(format!("{disk}.img")), seed)?);
     }
     Ok(sums)
-}
-
-fn sum(path: &Path) -> Result<String> {
-    let text = command::output(Command::new("sha256sum").arg(path))?;
-    Ok(text.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
 /// Runs QEMU and shows what the guest says; its lines for us.
@@ -164,7 +151,7 @@ fn judge(
             problems.push(format!("{disk}: what the guest read is not what the image had"));
         }
         let path = place.join(format!("{disk}.img"));
-        let after = sum(&path)?;
+        let after = disk::sum(&path)?;
         if !has(&["wrote", disk, &after]) {
             problems.push(format!("{disk}: the image is not what the guest last read"));
         }
