@@ -13,6 +13,7 @@
 //! the kernel itself.
 
 mod buddy;
+mod eventfd;
 mod fd;
 mod local;
 mod memfile;

@@ -1,9 +1,10 @@
 //! The client's descriptors of the kernel's files: memory, and eventfds.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use host::{FilePinError, KernelFile, PAGE_SIZE, PhysRun};
+use host::{FilePinError, KernelFile, PAGE_SIZE, PhysRun, StartThread};
 use rustix::fs::Stat;
 
 use crate::object::Key;
@@ -45,6 +46,14 @@ impl KernelFile for FdFile {
         if rustix::event::poll(&mut poll, Some(&now)) == Ok(1) {
             let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());
         }
+    }
+
+    fn on_signal(
+        &self,
+        spawn: &StartThread<'_>,
+        signalled: Box<dyn FnMut() + Send>,
+    ) -> io::Result<Box<dyn Send + Sync>> {
+        crate::eventfd::watch(self.fd.as_fd(), spawn, signalled)
     }
 
     fn pin(&self, offset: u64, len: u64, run: &mut dyn FnMut(PhysRun)) -> Result<(), FilePinError> {

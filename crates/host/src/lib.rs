@@ -26,7 +26,7 @@ mod task;
 pub use file::{CharDevice, File, FileMode, MappedMemory, MmapBacking, MmapRequest, Notify};
 pub use mm::{
     Access, BusError, Fault, FilePinError, KernelFile, Mm, MmCounters, PhysAllocation, PhysMemory,
-    PhysRun, User,
+    PhysRun, StartThread, User,
 };
 pub use rustix::io::Errno;
 pub use task::{Capability, OpenFile, Task};

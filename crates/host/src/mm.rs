@@ -1,4 +1,5 @@
 use std::any::Any;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -129,7 +130,21 @@ pub trait KernelFile: Send + Sync {
     /// `eventfd_signal()`: adds one to the counter of an eventfd, or nothing if it is full.
     /// Never waits.
     fn signal(&self) {}
+
+    /// Has `signalled` called, on a thread that `spawn` starts, whenever somebody signals the
+    /// eventfd, whose counter it takes; until what it returns is dropped.
+    fn on_signal(
+        &self,
+        spawn: &StartThread<'_>,
+        signalled: Box<dyn FnMut() + Send>,
+    ) -> io::Result<Box<dyn Send + Sync>> {
+        let _ = (spawn, signalled);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
+
+/// Starts a thread with a name.
+pub type StartThread<'a> = dyn Fn(&str, Box<dyn FnOnce() + Send>) -> io::Result<()> + 'a;
 
 /// The physical address space that devices reach.
 pub trait PhysMemory: Send + Sync {
@@ -169,5 +184,5 @@ pub trait PhysAllocation: Any + Send + Sync {
     fn run(&self) -> PhysRun;
 
     /// A descriptor that maps this memory, from its offset 0.
-    fn fd(&self) -> std::io::Result<OwnedFd>;
+    fn fd(&self) -> io::Result<OwnedFd>;
 }

@@ -87,7 +87,8 @@ impl Hardware {
                 (None, None) => continue,
             };
             let make = |bus| backed.make(device, bus, &spawn);
-            let function = Function::new(core, port, platform.its(), address, &group, make)?;
+            let its = platform.its();
+            let function = Function::new(core, port, its, address, &group, &spawn, make)?;
             if device.mmap {
                 function.allow_mmap();
             }

@@ -2,6 +2,7 @@
 //! crate, the VFIO cdev through the C library.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -158,9 +159,7 @@ fn an_engine_is_armed_by_a_chain_and_fills() {
 #[test]
 fn a_message_signals_its_eventfd() {
     let engine = Engine::new(1);
-    // SAFETY: a plain system call; the descriptor is ours.
-    let mut event =
-        unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) };
+    let mut event = eventfd();
     // MSI-X, one eventfd, trigger.
     let mut set = [24, 1 << 2 | 1 << 5, 2, 0, 1, event.as_raw_fd() as u32];
     ioctl(&engine.device, DEVICE_SET_IRQS, &mut set).unwrap();
@@ -170,17 +169,17 @@ fn a_message_signals_its_eventfd() {
     let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one pollfd.
     assert_eq!(unsafe { libc::poll(&raw mut poll, 1, -1) }, 1);
-    std::io::Read::read_exact(&mut event, &mut count).unwrap();
+    event.read_exact(&mut count).unwrap();
     assert_eq!(u64::from_ne_bytes(count), 1);
     // By software, with a byte for each.
     let mut trigger = [21, 1 << 1 | 1 << 5, 2, 0, 1, 1];
     ioctl(&engine.device, DEVICE_SET_IRQS, &mut trigger).unwrap();
-    std::io::Read::read_exact(&mut event, &mut count).unwrap();
+    event.read_exact(&mut count).unwrap();
     // Off: neither.
     ioctl(&engine.device, DEVICE_SET_IRQS, &mut [20, 1 | 1 << 5, 2, 0, 0]).unwrap();
     assert_eq!(engine.copy(IOVA + 0x1000, IOVA + 0x2000, 8, true), DONE);
     assert_eq!(ioctl(&engine.device, DEVICE_SET_IRQS, &mut trigger), Err(libc::EINVAL));
-    assert!(std::io::Read::read_exact(&mut event, &mut count).is_err());
+    assert!(event.read_exact(&mut count).is_err());
     let mut no_eventfd = [24, 1 << 2 | 1 << 5, 2, 0, 1, engine.ram.as_raw_fd() as u32];
     assert_eq!(ioctl(&engine.device, DEVICE_SET_IRQS, &mut no_eventfd), Err(libc::EINVAL));
 }
@@ -189,14 +188,12 @@ fn a_message_signals_its_eventfd() {
 fn the_interrupt_line_is_a_level() {
     const INTX: u32 = 0;
     let engine = Engine::new(7);
-    // SAFETY: a plain system call; the descriptor is ours.
-    let mut event =
-        unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) };
+    let mut event = eventfd();
     let mut set = [24, 1 << 2 | 1 << 5, INTX, 0, 1, event.as_raw_fd() as u32];
     ioctl(&engine.device, DEVICE_SET_IRQS, &mut set).unwrap();
     let unmask =
         || ioctl(&engine.device, DEVICE_SET_IRQS, &mut [20, 1 | 1 << 4, INTX, 0, 1]).unwrap();
-    let mut signalled = || std::io::Read::read_exact(&mut event, &mut [0; 8]).is_ok();
+    let mut signalled = || event.read_exact(&mut [0; 8]).is_ok();
     let pending = || {
         let mut status = [0; 2];
         engine.device.read_exact_at(&mut status, CONFIG + 6).unwrap();
@@ -216,10 +213,37 @@ fn the_interrupt_line_is_a_level() {
     assert!(!signalled(), "it is masked");
     unmask();
     assert!(signalled(), "and it is still asserted");
+    // By an eventfd, as KVM does at the end of an interrupt: whoever signals it need not know of VFIO.
+    let mut resample = eventfd();
+    let by_eventfd = |action: u32, fd: i32| {
+        let mut set = [24, 1 << 2 | action, INTX, 0, 1, fd as u32];
+        ioctl(&engine.device, DEVICE_SET_IRQS, &mut set)
+    };
+    assert_eq!(by_eventfd(1 << 3, resample.as_raw_fd()), Err(libc::ENOTTY), "they do not mask");
+    assert_eq!(by_eventfd(1 << 4, engine.ram.as_raw_fd()), Err(libc::EINVAL), "no eventfd");
+    assert!(!signalled(), "it is still masked");
+    by_eventfd(1 << 4, resample.as_raw_fd()).unwrap();
+    for _ in 0..3 {
+        resample.write_all(&1_u64.to_ne_bytes()).unwrap();
+        while !signalled() {
+            std::thread::yield_now();
+        }
+        assert!(resample.read(&mut [0; 8]).is_err(), "what it was signalled with is taken");
+    }
+    by_eventfd(1 << 4, -1).unwrap();
+    resample.write_all(&1_u64.to_ne_bytes()).unwrap();
+    unmask();
+    assert!(signalled() && !signalled(), "once, and not by the eventfd");
+    resample.read_exact(&mut [0; 8]).unwrap();
     // Acknowledged, in the device.
     engine.device.write_all_at(&[0b11], 3).unwrap();
     unmask();
     assert!(!signalled() && !pending());
+}
+
+fn eventfd() -> File {
+    // SAFETY: a plain system call; the descriptor is ours.
+    unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) }
 }
 
 /// As the kernel, which restores configuration space: DPDK enables bus mastering before it resets.

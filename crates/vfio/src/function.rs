@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use platform::{Its, PciAddress, Port};
+use platform::{Its, PciAddress, Port, Spawn};
 use uapi::vfio as v;
 
 use crate::Error;
@@ -30,13 +30,14 @@ pub struct Function {
 
 impl Function {
     /// A function of a group that the IOMMU core knows as `device`, with `port` as its way to memory and messages to
-    /// `its`. `make` builds what is behind the registers.
+    /// `its`. `make` builds what is behind the registers; `spawn` starts threads.
     pub fn new(
         device: Arc<iommu::Device>,
         port: Port,
         its: Arc<Its>,
         address: PciAddress,
         group: &Arc<Group>,
+        spawn: &Spawn,
         make: impl FnOnce(Bus) -> Arc<dyn Device>,
     ) -> Result<Arc<Self>, Error> {
         let shared =
@@ -48,7 +49,7 @@ impl Function {
             msix: emulated.vectors(),
         };
         // Just made: it is empty.
-        let _ = shared.interrupts.set(Interrupts::new(its, &port, counts)?);
+        let _ = shared.interrupts.set(Interrupts::new(its, &port, counts, spawn)?);
         let mut bars = emulated.bars();
         if counts.msix > 0 {
             bars[MSIX_BAR] = MSIX_BAR_SIZE;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use host::KernelFile;
 use parking_lot::Mutex;
-use platform::{Its, ItsDevice, ItsError, Port, Sink};
+use platform::{Its, ItsDevice, ItsError, Port, Sink, Spawn};
 
 type Trigger = Option<Arc<dyn KernelFile>>;
 
@@ -36,7 +36,8 @@ pub(crate) struct Interrupts {
     its: Arc<Its>,
     table: ItsDevice,
     counts: Counts,
-    state: Mutex<State>,
+    spawn: Spawn,
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
@@ -60,6 +61,8 @@ enum Mode {
     Line {
         trigger: Trigger,
         masked: bool,
+        /// Unmasks it when an eventfd is signalled.
+        unmask: Option<Box<dyn Send + Sync>>,
     },
     Messages {
         kind: Kind,
@@ -73,13 +76,20 @@ impl State {
     /// Signals a line that is asserted and not masked, and masks it.
     fn drive(&mut self) {
         let driven = self.level && !self.line_disabled;
-        if let Mode::Line { trigger, masked } = &mut self.mode
+        if let Mode::Line { trigger, masked, .. } = &mut self.mode
             && driven
             && !*masked
         {
             *masked = true;
             signal(trigger.as_ref());
         }
+    }
+
+    fn mask(&mut self, mask: bool) {
+        if let Mode::Line { masked, .. } = &mut self.mode {
+            *masked = mask;
+        }
+        self.drive();
     }
 }
 
@@ -90,10 +100,15 @@ fn signal(trigger: Option<&Arc<dyn KernelFile>>) {
 }
 
 impl Interrupts {
-    pub(crate) fn new(its: Arc<Its>, port: &Port, counts: Counts) -> Result<Self, ItsError> {
+    pub(crate) fn new(
+        its: Arc<Its>,
+        port: &Port,
+        counts: Counts,
+        spawn: &Spawn,
+    ) -> Result<Self, ItsError> {
         let events = u32::from(counts.msix).max(counts.msi.into());
         let table = its.map_device(port.device_id(), events)?;
-        Ok(Self { its, table, counts, state: Mutex::default() })
+        Ok(Self { its, table, counts, spawn: spawn.clone(), state: Arc::default() })
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -145,18 +160,29 @@ impl Interrupts {
         let mut state = self.state.lock();
         match &mut state.mode {
             Mode::Line { trigger, .. } => *trigger = new,
-            mode => *mode = Mode::Line { trigger: new, masked: false },
+            mode => *mode = Mode::Line { trigger: new, masked: false, unmask: None },
         }
         state.drive();
     }
 
     /// Masks the line, or unmasks it: if it is still asserted it is signalled again.
     pub(crate) fn mask_line(&self, mask: bool) {
-        let mut state = self.state.lock();
-        if let Mode::Line { masked, .. } = &mut state.mode {
-            *masked = mask;
+        self.state.lock().mask(mask);
+    }
+
+    /// Has the line unmasked whenever `file` is signalled, or no longer.
+    pub(crate) fn unmask_line_by(&self, file: Trigger) -> std::io::Result<()> {
+        let state = Arc::downgrade(&self.state);
+        let unmask = move || {
+            if let Some(state) = state.upgrade() {
+                state.lock().mask(false);
+            }
+        };
+        let new = file.map(|file| file.on_signal(&*self.spawn, Box::new(unmask))).transpose()?;
+        if let Mode::Line { unmask, .. } = &mut self.state.lock().mode {
+            *unmask = new;
         }
-        state.drive();
+        Ok(())
     }
 
     /// No interrupt signals anything any more.

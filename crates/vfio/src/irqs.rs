@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use host::{KernelFile, OpenFile, Task};
+use host::{Errno, KernelFile, OpenFile, Task};
 use uapi::extra::vfio_irq_set_header;
 use uapi::{Plain, vfio as v};
 
@@ -156,8 +156,11 @@ fn mask(interrupts: &Interrupts, range: Range<u32>, data: Data, mask: bool) -> R
     match data {
         Data::Bool(wanted) if wanted == [false] => {}
         Data::None | Data::Bool(_) => interrupts.mask_line(mask),
-        // An eventfd that unmasks is KVM's way, which has others where this one is missing.
-        Data::Eventfd(_) => return Err(Error::UnknownIoctl),
+        // As in the kernel: eventfds only unmask, which KVM's resampling does.
+        Data::Eventfd(_) if mask => return Err(Error::UnknownIoctl),
+        Data::Eventfd(mut file) => interrupts
+            .unmask_line_by(file.pop().flatten())
+            .map_err(|_| Error::File(Errno::NOMEM))?,
     }
     Ok(())
 }
