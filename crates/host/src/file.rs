@@ -2,7 +2,7 @@ use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::{Errno, Task};
+use crate::{Errno, PhysRun, Task};
 
 /// A device node that can be opened, such as `/dev/iommu`.
 pub trait CharDevice: Send + Sync {
@@ -74,6 +74,13 @@ pub trait File: Any + Send + Sync {
     fn mmap(&self, task: &dyn Task, request: MmapRequest) -> Result<MmapBacking, Errno> {
         let _ = (task, request);
         Err(Errno::NODEV)
+    }
+
+    /// Where the registers that can be mapped from `offset` on are in the physical address space: `len` bytes for the DMA of
+    /// devices. `None`: there are none.
+    fn registers(&self, offset: u64, len: u64) -> Option<PhysRun> {
+        let _ = (offset, len);
+        None
     }
 
     /// Whether `poll(2)` would report `POLLIN` now.

@@ -29,7 +29,7 @@ pub use mm::{
     PhysRun, StartThread, User,
 };
 pub use rustix::io::Errno;
-pub use task::{Capability, OpenFile, Task};
+pub use task::{Capability, MappedFile, OpenFile, Task};
 
 /// Physical addresses have this many bits.
 pub const PHYS_BITS: u32 = 48;

@@ -41,12 +41,28 @@ pub trait Task {
     /// The open file behind a descriptor of the caller (`fget`); `EBADF`.
     fn file(&self, fd: i32) -> Result<OpenFile, Errno>;
 
+    /// The emulated file whose registers are mapped at a user address (`vma->vm_file`).
+    fn mapped_file(&self, va: u64) -> Option<MappedFile> {
+        let _ = va;
+        None
+    }
+
     /// Gives the caller a new descriptor for `file` (`anon_inode_getfd`),
     /// close-on-exec if `cloexec`; `EMFILE`.
     fn install(&self, file: Arc<dyn File>, cloexec: bool) -> Result<i32, Errno>;
 
     /// Takes back a descriptor that [`Task::install`] gave in this call.
     fn uninstall(&self, fd: i32);
+}
+
+/// Registers that a program has mapped.
+pub struct MappedFile {
+    /// Whose they are.
+    pub file: Arc<dyn File>,
+    /// The offset of what is at the address that was asked for, in bytes.
+    pub offset: u64,
+    /// How many bytes of them are mapped from there on.
+    pub len: u64,
 }
 
 /// What a descriptor refers to.

@@ -30,14 +30,14 @@ pub(crate) fn add(start: usize, len: usize, guard: Box<dyn Any + Send + Sync>) {
     drop(released);
 }
 
-/// What guards the mapping at an address.
-pub(crate) fn find(address: usize) -> Option<Guard> {
+/// What guards the mapping at an address, and where that ends.
+pub(crate) fn find(address: usize) -> Option<(Guard, usize)> {
     if COUNT.load(Ordering::Relaxed) == 0 {
         return None;
     }
     let mappings = MAPPINGS.lock();
     let (_, (end, guard)) = mappings.range(..=address).next_back()?;
-    (*end > address).then(|| Arc::clone(guard))
+    (*end > address).then(|| (Arc::clone(guard), *end))
 }
 
 /// Says that nothing of ours is mapped in `[start, start + len)` any more.

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use host::{Capability, Errno, File, Mm, OpenFile, Task, User};
+use host::{Capability, Errno, File, MappedFile, Mm, OpenFile, Task, User};
 use host_linux::Host;
 use rustix::process::{Resource, getrlimit, getuid};
 
@@ -96,6 +96,10 @@ impl Task for LocalTask {
             Some(Behind::Elsewhere) => Err(Errno::BADF),
             None => Ok(OpenFile::Kernel(self.host.memory_file(duplicate(fd)?))),
         }
+    }
+
+    fn mapped_file(&self, va: u64) -> Option<MappedFile> {
+        crate::trap::mapped_file(va)
     }
 
     fn install(&self, file: Arc<dyn File>, cloexec: bool) -> Result<RawFd, Errno> {

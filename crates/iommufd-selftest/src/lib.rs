@@ -184,7 +184,9 @@ impl TestIoctl {
         }
         let memory = self.memory.alloc(length).ok_or(Error::NoMemory("the dma-buf"))?;
         let cloexec = call.cmd.u32_at(at::SECOND) & O_CLOEXEC != 0;
-        call.task.install(DmaBuf::new(memory), cloexec).map_err(Error::File)
+        call.task
+            .install(DmaBuf::new(Some(memory.run()), Box::new(memory)), cloexec)
+            .map_err(Error::File)
     }
 }
 

@@ -93,6 +93,15 @@ impl Iommufd {
 
     /// A new context that no file refers to.
     pub fn context(&self) -> Arc<Context> {
+        self.new_context(false)
+    }
+
+    /// A new context behind a type1 container, which also maps registers that a program has mapped, by their address.
+    pub fn container(&self) -> Arc<Context> {
+        self.new_context(true)
+    }
+
+    fn new_context(&self, maps_registers: bool) -> Arc<Context> {
         static NEXT_OWNER: AtomicU64 = AtomicU64::new(1);
         let owner = NEXT_OWNER.fetch_add(1, Ordering::Relaxed);
         let watch = Watch::new(self.observer.get().cloned(), owner);
@@ -103,6 +112,7 @@ impl Iommufd {
             extension: self.extension.clone(),
             granted: self.granted.clone(),
             mode: self.mode(),
+            maps_registers,
             state: Mutex::new(State {
                 objects: ObjectTable::default(),
                 pages: PagesTable::new(self.memory.clone()),
@@ -152,6 +162,8 @@ pub struct Context {
     extension: Option<Arc<dyn Extension>>,
     granted: Vec<Capability>,
     mode: FileMode,
+    /// Registers that a program has mapped are memory like any other.
+    pub(crate) maps_registers: bool,
     state: Mutex<State>,
 }
 

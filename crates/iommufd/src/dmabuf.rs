@@ -1,18 +1,20 @@
 //! Memory of a device that other devices may reach.
 
+use std::any::Any;
 use std::sync::{Arc, PoisonError, Weak};
 
-use host::{File, FileMode, PhysAllocation, PhysRun};
+use host::{File, FileMode, PhysRun};
 
 use crate::Context;
 use crate::sync::{Mutex, MutexGuard};
 
-/// A dma-buf: one physically contiguous range that its exporter may take away.
+/// A dma-buf: a physical range that its exporter may take away.
 ///
 /// `IOMMU_IOAS_MAP_FILE` recognises it behind a file descriptor. It is a file
 /// that can only be closed and mapped for DMA.
 pub struct DmaBuf {
-    memory: Box<dyn PhysAllocation>,
+    run: Option<PhysRun>,
+    _memory: Box<dyn Any + Send + Sync>,
     state: Mutex<State>,
 }
 
@@ -24,14 +26,15 @@ struct State {
 }
 
 impl DmaBuf {
-    /// Exports memory.
-    pub fn new(memory: Box<dyn PhysAllocation>) -> Arc<Self> {
-        Arc::new(Self { memory, state: Mutex::default() })
+    /// Exports memory or registers that are at `run`, page-aligned, for as long as `memory` lives. `None`: they are in several
+    /// pieces, which no IOAS maps.
+    pub fn new(run: Option<PhysRun>, memory: Box<dyn Any + Send + Sync>) -> Arc<Self> {
+        Arc::new(Self { run, _memory: memory, state: Mutex::default() })
     }
 
-    /// Where the memory is.
-    pub fn phys(&self) -> PhysRun {
-        self.memory.run()
+    /// Where it is, if that is one range.
+    pub fn phys(&self) -> Option<PhysRun> {
+        self.run
     }
 
     /// Whether new mappings are refused.

@@ -8,6 +8,9 @@ use host::{MACHINE_START, PHYS_BITS, PhysMemory};
 use pagetable::{Granule, HeapPool, OutOfMemory, TableMemory};
 use smmuv3::{Abort, Memory};
 
+use crate::irq::Spawn;
+use crate::mmio::Mmio;
+
 /// log2 of the machine's own memory that there may be at most, in tables of 4 KiB: 4 GiB, which is what it takes to
 /// map two terabytes in pages of 4 KiB.
 const OWN_TABLES_LOG2: u32 = 20;
@@ -15,21 +18,32 @@ const OWN_TABLES_LOG2: u32 = 20;
 /// Where the machine's own memory is: tables and queues of the drivers.
 pub(crate) const OWN_MEMORY: Range<u64> = MACHINE_START..MACHINE_START + (1 << 40);
 
-/// Where registers of devices are that other devices write to.
+/// Where registers are that devices reach by DMA: doorbells first.
 pub(crate) const MMIO: Range<u64> = OWN_MEMORY.end..1 << PHYS_BITS;
 
+/// From where on those are that are no doorbells.
+const PEERS: u64 = MMIO.start + (1 << 40);
+
 /// What answers at a physical address: memory of processes, and above it the machine's own, which grows as
-/// drivers need it.
+/// drivers need it. Registers answer to devices only, not to the walks of an SMMU.
 pub struct Bus {
     processes: Arc<dyn PhysMemory>,
     own: HeapPool,
+    pub(crate) mmio: Arc<Mmio>,
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        self.mmio.close();
+    }
 }
 
 impl Bus {
-    /// A bus with this memory of processes.
-    pub(crate) fn new(processes: Arc<dyn PhysMemory>) -> Arc<Self> {
+    /// A bus with this memory of processes. `spawn` starts its thread, if it comes to need one.
+    pub(crate) fn new(processes: Arc<dyn PhysMemory>, spawn: &Spawn) -> Arc<Self> {
         let own = HeapPool::new(Granule::K4, OWN_MEMORY.start, 1 << OWN_TABLES_LOG2);
-        Arc::new(Self { processes, own })
+        let mmio = Mmio::new(spawn.clone(), PEERS, MMIO.end);
+        Arc::new(Self { processes, own, mmio })
     }
 
     /// The bytes of the machine's own memory that are in use.
@@ -132,7 +146,8 @@ mod tests {
 
     #[test]
     fn the_machine_s_own_memory_is_read_and_written_in_bytes_and_words() {
-        let bus = Bus::new(host_fake::FakeHost::new(1));
+        let spawn: Spawn = Arc::new(|_, _| Err(std::io::ErrorKind::Unsupported.into()));
+        let bus = Bus::new(host_fake::FakeHost::new(1), &spawn);
         let mut tables = Vec::new();
         bus.allocate(12, 1, &mut tables).unwrap();
         let at = tables[0];

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | below `0xe000_0000_0000` | memory of processes, as the crate `host` has it |
 //! | from there, 1 TiB | the machine's own memory: tables and queues of drivers |
-//! | above, to 2⁴⁸ | doorbells, 64 KiB each |
+//! | above, 1 TiB | doorbells, 64 KiB each |
+//! | above, to 2⁴⁸ | registers of devices, for other devices |
 #![forbid(unsafe_code)]
 
 mod atc;
@@ -15,6 +16,7 @@ mod bus;
 mod endpoint;
 mod irq;
 mod its;
+mod mmio;
 mod monitor;
 mod observe;
 mod pci;
@@ -36,6 +38,7 @@ pub use bus::Bus;
 pub use endpoint::Capabilities;
 pub use irq::Spawn;
 pub use its::{Its, ItsDevice, ItsError, Sink};
+pub use mmio::Registers;
 pub use monitor::Monitor;
 pub use observe::{Dma, Message, Observer};
 pub use pci::{NotAnAddress, PciAddress};
@@ -94,7 +97,7 @@ impl Platform {
     /// threads.
     pub fn new(memory: Arc<dyn PhysMemory>, spawn: Spawn) -> Result<Self, Error> {
         let platform = Self {
-            bus: Bus::new(memory),
+            bus: Bus::new(memory, &spawn),
             spawn,
             doorbells: Arc::default(),
             itses: Arc::default(),

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use smmuv3::{Memory, Refused, Requester, Resume, Transaction};
+use smmuv3::{Abort, Memory, Refused, Requester, Resume, Transaction};
 
 use crate::bus::{Bus, MMIO};
 use crate::endpoint::{Capabilities, Endpoint, Endpoints, Reach};
 use crate::its::{FRAME_LOG2, Its};
+use crate::mmio::Registers;
 use crate::monitor::Monitor;
 use crate::observe::Watch;
 use crate::pri::PriStatus;
@@ -67,7 +68,7 @@ struct Behind {
 }
 
 /// Where the data of an access comes from, or goes to.
-enum Data<'a> {
+pub(crate) enum Data<'a> {
     /// From memory.
     Read(&'a mut [u8]),
     /// To memory.
@@ -75,7 +76,7 @@ enum Data<'a> {
 }
 
 impl Data<'_> {
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Read(data) => data.len(),
             Self::Write(data) => data.len(),
@@ -136,6 +137,7 @@ impl Port {
     /// asked for. For all ports of the device.
     pub fn halt(&self, halt: bool) {
         self.endpoint.halt(halt);
+        self.bus.mmio.wake();
         if let Some(behind) = &self.behind {
             behind.endpoints.stalls.wake();
         }
@@ -146,6 +148,12 @@ impl Port {
     pub fn reset(&self) {
         self.endpoint.atc.clear();
         self.endpoint.pri.clear();
+    }
+
+    /// Gives registers of the device, `len` bytes and a power of two, a place in the physical address space, where the DMA of
+    /// devices reaches them for as long as they are there. `None`: there is no room left.
+    pub fn place(&self, len: u64, registers: Weak<dyn Registers>) -> Option<u64> {
+        self.bus.mmio.place(len, registers)
     }
 
     /// What the interrupt controller knows the device by.
@@ -211,12 +219,9 @@ impl Port {
     fn untranslated(&mut self, access: Access, mut data: Data<'_>) -> Result<(), DmaError> {
         let error = DmaError { address: access.address };
         let Self { bus, doorbells, device_id, endpoint, behind, .. } = self;
-        let outside = Outside { bus, doorbells, device_id: *device_id };
+        let outside = Outside { bus, doorbells, device_id: *device_id, endpoint };
         let Some(behind) = behind else {
-            return match data {
-                Data::Read(data) => bus.read(access.address, data).map_err(|_| error),
-                Data::Write(data) => outside.write(access.address, data).map_err(|_| error),
-            };
+            return outside.transfer(access.address, data).map_err(|_| error);
         };
         let transaction = transaction(behind.stream_id, access, data.is_write());
         loop {
@@ -263,7 +268,7 @@ impl Port {
                 translated: true,
                 ..transaction(behind.stream_id, Access::at(address), rest.is_write())
             };
-            let outside = Outside { bus, doorbells, device_id: *device_id };
+            let outside = Outside { bus, doorbells, device_id: *device_id, endpoint };
             let result = issue(&mut behind.requester, &to, &mut rest.part(0..len), &outside);
             endpoint.finish(&model, age);
             result.map_err(|_| error)?;
@@ -286,10 +291,7 @@ fn issue(
     if (1..=left).contains(&data.len()) {
         // Most are in one page, and all messages are.
         let to = transfer.translate(transaction)?.address;
-        return match data {
-            Data::Read(data) => Ok(outside.bus.read(to, data)?),
-            Data::Write(data) => outside.write(to, data),
-        };
+        return Ok(outside.transfer(to, data.part(0..data.len()))?);
     }
     match data {
         Data::Read(data) => transfer.read(transaction, data),
@@ -302,24 +304,38 @@ struct Outside<'a> {
     bus: &'a Bus,
     doorbells: &'a Itses,
     device_id: u32,
+    endpoint: &'a Endpoint,
 }
 
 impl Outside<'_> {
-    /// Writes to memory, or rings a doorbell.
+    /// Reads or writes memory or registers, or rings a doorbell.
     #[inline]
-    fn write(&self, address: u64, data: &[u8]) -> Result<(), Refused> {
-        match <[u8; 4]>::try_from(data) {
-            Ok(message) if MMIO.contains(&address) => {
-                self.ring(address, message).ok_or(Refused::Abort)
-            }
-            _ => Ok(self.bus.write(address, data)?),
+    fn transfer(&self, address: u64, data: Data<'_>) -> Result<(), Abort> {
+        if MMIO.contains(&address) {
+            return self.registers(address, data);
+        }
+        match data {
+            Data::Read(data) => self.bus.read(address, data),
+            Data::Write(data) => self.bus.write(address, data),
         }
     }
 
-    fn ring(&self, address: u64, message: [u8; 4]) -> Option<()> {
-        let its = self.doorbells.at(address).filter(|its| its.translater() == address)?;
+    fn registers(&self, address: u64, data: Data<'_>) -> Result<(), Abort> {
+        if let Data::Write(data) = &data
+            && let Ok(message) = <[u8; 4]>::try_from(*data)
+            && let Some(its) = self.doorbells.at(address)
+        {
+            return self.ring(&its, address, message);
+        }
+        self.bus.mmio.access(address, data, || self.endpoint.is_halted())
+    }
+
+    fn ring(&self, its: &Its, address: u64, message: [u8; 4]) -> Result<(), Abort> {
+        if its.translater() != address {
+            return Err(Abort);
+        }
         its.message(self.device_id, u32::from_le_bytes(message));
-        Some(())
+        Ok(())
     }
 }
 

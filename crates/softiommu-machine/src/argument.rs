@@ -3,7 +3,7 @@
 use crate::{Behind, Device, DeviceModel, Machine, Model};
 
 const KEYS: &str =
-    "image=FILE, memory=SIZE, ro, block-size=BYTES, queues=N, name=NAME, address=ADDRESS";
+    "image=FILE, memory=SIZE, ro, block-size=BYTES, queues=N, mmap, name=NAME, address=ADDRESS";
 
 impl Machine {
     /// Adds a device behind the first IOMMU: a model, and after commas what is different from a device of this model
@@ -40,6 +40,7 @@ impl Machine {
                 "image" if !value.is_empty() => device.image = Some(value.into()),
                 "memory" => device.memory = Some(value.parse()?),
                 "ro" | "read-only" if word == key => device.read_only = true,
+                "mmap" if word == key => device.mmap = true,
                 "block-size" => device.block_size = Some(number()?),
                 "queues" => {
                     let number = number()?;
@@ -63,7 +64,7 @@ mod tests {
     fn devices_are_added_with_names_of_their_own() {
         let mut machine = Machine::default();
         for text in [
-            "ioat",
+            "ioat,mmap",
             "nvme,image=/a,ro",
             "nvme,memory=1MiB",
             "virtio-blk,memory=1MiB,queues=4,name=x",
@@ -73,6 +74,7 @@ mod tests {
         machine.check().unwrap();
         let names: Vec<_> = machine.devices.iter().map(|device| device.name.as_str()).collect();
         assert_eq!(names, ["ioat0", "ioat1", "nvme0", "nvme1", "x"]);
+        assert!(machine.devices[1].mmap && !machine.devices[2].mmap);
         assert!(machine.devices[2].read_only && machine.devices[4].queues == Some(4));
     }
 

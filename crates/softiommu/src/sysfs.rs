@@ -27,8 +27,6 @@ const MODULES: [&str; 5] = ["vfio", "vfio_iommu_type1", "vfio_pci", "vfio_pci_co
 const DRIVER: &str = "/sys/bus/pci/drivers/vfio-pci";
 /// From the directory of a device to `/sys`.
 const UP: &str = "../../..";
-/// Where the BARs of our devices are said to be: beyond what hosts have.
-const BARS: u64 = 0x3f00_0000_0000;
 /// A memory BAR of 64 bits: `IORESOURCE_MEM`, `_MEM_64`, `_SIZEALIGN`, and the register's own low bits.
 const BAR_FLAGS: u64 = 0x0014_0204;
 
@@ -99,7 +97,7 @@ fn describe(tree: &Tree, device: &Listed, major: u32) -> io::Result<()> {
     file("reset", String::new())?;
     file("modalias", format!("{}\n", modalias(function)))?;
     file("uevent", uevent(function))?;
-    file("resource", resource(function, *minor))?;
+    file("resource", resource(function))?;
     tree.file(&format!("{path}/config"), function.config_space())?;
     let link = |name: &str, target: String| tree.link(&format!("{path}/{name}"), target);
     link("subsystem", format!("{UP}/bus/pci"))?;
@@ -166,18 +164,14 @@ fn uevent(function: &Function) -> String {
 }
 
 /// First and last address and flags of each BAR, of the ROM, and of what bridges have.
-fn resource(function: &Function, minor: u32) -> String {
+fn resource(function: &Function) -> String {
     let mut text = String::new();
-    let mut next = BARS + (u64::from(minor) << 32);
-    let bars = function.bars().into_iter().chain([0; 7]);
-    for size in bars {
-        if size == 0 {
-            text += "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
-            continue;
-        }
-        let first = next.next_multiple_of(size);
-        next = first + size;
-        let _ = writeln!(text, "0x{first:016x} 0x{:016x} 0x{BAR_FLAGS:016x}", next - 1);
+    for (size, first) in function.bars().into_iter().zip(function.bar_addresses()) {
+        let (last, flags) = if size == 0 { (0, 0) } else { (first + size - 1, BAR_FLAGS) };
+        let _ = writeln!(text, "0x{first:016x} 0x{last:016x} 0x{flags:016x}");
+    }
+    for _ in 0..7 {
+        text += "0x0000000000000000 0x0000000000000000 0x0000000000000000\n";
     }
     text
 }

@@ -28,6 +28,7 @@ name = "two"
 model = "ioat"
 iommu = "smmu"
 group = "both"
+mmap = true
 "#;
 
 const ALONE: &str = "00fa:17:0b.5";
@@ -184,25 +185,53 @@ fn a_group_and_a_container() {
     assert_eq!(ioctl(&group, GROUP_UNSET_CONTAINER, &mut [0]), Err(libc::EBUSY));
     assert_eq!(ioctl(&engine, DEVICE_BIND_IOMMUFD, &mut [16, 0, 0, 0]), Err(libc::EINVAL));
     // A copy within the memory.
-    // SAFETY: inside the mapping; the device looks at it when it is told to.
-    unsafe {
-        memory.copy_from([64, 0x10_1000, 0x10_2000, 0].as_ptr(), 4);
-        memory.add(0x200).write(0x1234_5678_9abc_def0);
-    }
-    engine.write_all_at(&[0b110, 0], CONFIG + 4).unwrap();
-    engine.write_all_at(&0x10_0000_u64.to_le_bytes(), 0x90).unwrap();
-    engine.write_all_at(&[1, 0], 0x86).unwrap();
-    let state = loop {
-        let mut state = [0; 8];
-        engine.read_exact_at(&mut state, 0x88).unwrap();
-        match state[0] & 7 {
-            0 => {}
-            state => break state,
+    let copy = |from: u64, to: u64, len: u64| {
+        // SAFETY: inside the mapping; the device looks at it when it is told to.
+        unsafe { memory.copy_from([len, from, to, 0].as_ptr(), 4) };
+        engine.write_all_at(&[0b110, 0], CONFIG + 4).unwrap();
+        engine.write_all_at(&[0x20], 0x84).unwrap();
+        engine.write_all_at(&0x10_0000_u64.to_le_bytes(), 0x90).unwrap();
+        engine.write_all_at(&[1, 0], 0x86).unwrap();
+        loop {
+            let mut state = [0; 8];
+            engine.read_exact_at(&mut state, 0x88).unwrap();
+            match state[0] & 7 {
+                0 => {}
+                state => break state,
+            }
         }
     };
-    assert_eq!(state, 1);
     // SAFETY: inside the mapping.
-    assert_eq!(unsafe { memory.add(0x400).read_volatile() }, 0x1234_5678_9abc_def0);
+    unsafe { memory.add(0x200).write(0x1234_5678_9abc_de40) };
+    assert_eq!(copy(0x10_1000, 0x10_2000, 64), 1);
+    // SAFETY: inside the mapping.
+    assert_eq!(unsafe { memory.add(0x400).read_volatile() }, 0x1234_5678_9abc_de40);
+    // To the registers of another device, which are mapped by the address where the program has mapped them.
+    let peer = device(&group, TWO).unwrap();
+    // SAFETY: a fresh mapping.
+    let registers = unsafe {
+        let (protection, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        libc::mmap(std::ptr::null_mut(), 0x4000, protection, shared, peer.as_raw_fd(), 0) as u64
+    };
+    let map_registers = |len: u32, iova: u32| {
+        let (low, high) = (registers as u32, (registers >> 32) as u32);
+        ioctl(&container, MAP_DMA, &mut [32, 3, low, high, iova, 0, len, 0])
+    };
+    map_registers(0x4000, 0x20_0000).unwrap();
+    assert_eq!(copy(0x10_1000, 0x20_0090, 8), 1);
+    let mut chain = [0; 8];
+    peer.read_exact_at(&mut chain, 0x90).unwrap();
+    assert_eq!(u64::from_le_bytes(chain), 0x1234_5678_9abc_de40);
+    // What is not mapped any more, or never was, is not there to be mapped.
+    assert_eq!(map_registers(0x5000, 0x30_0000), Err(libc::EFAULT));
+    // SAFETY: a part of the mapping above.
+    unsafe { libc::munmap((registers + 0x1000) as *mut _, 0x1000) };
+    assert_eq!(map_registers(0x2000, 0x30_0000), Err(libc::EFAULT));
+    map_registers(0x1000, 0x30_0000).unwrap();
+    // SAFETY: the rest of it.
+    unsafe { libc::munmap(registers as *mut _, 0x4000) };
+    drop(peer);
+    assert_eq!(copy(0x10_1000, 0x20_0090, 8), 3, "it does not decode its BARs");
     // One kind of interrupt at a time.
     // SAFETY: a plain system call; the descriptor is ours.
     let event = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };

@@ -27,9 +27,9 @@ fn install() {
     static MACHINE: std::sync::Once = std::sync::Once::new();
     // Tests of one process share the machine, and each wants a device.
     let mut machine = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n".to_owned();
-    for n in ["0", "1", "2", "3", "4", "5", "6", "7"] {
-        let device = ["[[device]]\nname = \"d", n, "\"\nmodel = \"ioat\"\niommu = \"s\"\n"];
-        machine += &device.concat();
+    for n in 0..12 {
+        let device = format!("[[device]]\nname = \"d{n}\"\nmodel = \"ioat\"\niommu = \"s\"\n");
+        machine += &device;
     }
     let machine = softiommu::Machine::from_toml(&machine).unwrap();
     MACHINE.call_once(|| softiommu::install(machine).unwrap());
@@ -94,6 +94,34 @@ impl Engine {
         u64::from_le_bytes(status) & 7
     }
 
+    /// A part of its BAR 0 for the DMA of other devices.
+    fn export(&self, offset: u64, len: u64) -> Result<File, i32> {
+        self.export_parts(0, &[(offset, len)])
+    }
+
+    fn export_parts(&self, region: u32, parts: &[(u64, u64)]) -> Result<File, i32> {
+        const DMA_BUF: u32 = 11;
+        let head = [24 + 16 * parts.len() as u32, 1 << 16 | DMA_BUF, region, 0, 0];
+        let mut bytes = [head.as_slice(), &[parts.len() as u32]].concat();
+        for (offset, len) in parts {
+            let words = [*offset, *len].map(|word| [word as u32, (word >> 32) as u32]);
+            bytes.extend(words.concat());
+        }
+        // SAFETY: the struct, with as many ranges as it says.
+        match unsafe { libc::ioctl(self.device.as_raw_fd(), DEVICE_FEATURE, bytes.as_mut_ptr()) } {
+            -1 => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
+            // SAFETY: a new descriptor, of nobody else.
+            fd => Ok(unsafe { File::from_raw_fd(fd) }),
+        }
+    }
+
+    /// A register of its channel.
+    fn channel(&self, register: u64) -> u64 {
+        let mut value = [0; 8];
+        self.device.read_exact_at(&mut value, CHANNEL + register).unwrap();
+        u64::from_le_bytes(value)
+    }
+
     /// One copy, with a descriptor at the beginning of the memory; how it ended.
     fn copy(&self, from: u64, to: u64, len: u32, interrupt: bool) -> u64 {
         let mut descriptor = [0u64; 8];
@@ -154,6 +182,92 @@ fn an_engine_is_armed_by_a_chain_and_fills() {
     }
     let filled: [u8; 21] = engine.get(0x5000);
     assert_eq!(filled, [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 0]);
+}
+
+/// Peer to peer: registers of one device in the IOAS of another.
+#[test]
+fn the_registers_of_a_device_are_reached_by_another() {
+    const PEER: u64 = 0x7000_0000;
+    const CHAINADDR: u64 = 0x10;
+    let (engine, peer) = (Engine::new(8), Engine::new(9));
+    let there = PEER + CHANNEL + CHAINADDR;
+    let map = |buf: &File| engine.ioas.map_file(buf.as_raw_fd(), 0, 0x4000, PEER, true);
+    let refused = |buf: &File| map(buf).is_err();
+    let buf = peer.export(0, 0x4000).unwrap();
+    map(&buf).unwrap();
+    // Written, and read back.
+    engine.put(0x8000, &0x1234_5000_u64.to_le_bytes());
+    assert_eq!(engine.copy(IOVA + 0x8000, there, 8, false), DONE);
+    assert_eq!(peer.channel(CHAINADDR), 0x1234_5000);
+    assert_eq!(engine.copy(there, IOVA + 0x9000, 8, false), DONE);
+    assert_eq!(u64::from_le_bytes(engine.get(0x9000)), 0x1234_5000);
+    // As memory of its own: by doorbell and all, the peer copies.
+    peer.put(0x8000, b"asked by a peer");
+    let copy = [15, IOVA + 0x8000, IOVA + 0x9000, IOVA, 0, 0, 0, 0u64];
+    peer.put(0, &copy.map(u64::to_le_bytes).concat());
+    peer.device.write_all_at(&IOVA.to_le_bytes(), CHANNEL + CHAINADDR).unwrap();
+    peer.device.write_all_at(&1u16.to_le_bytes(), CHANNEL).unwrap();
+    engine.put(0x8000, &1u16.to_le_bytes());
+    assert_eq!(engine.copy(IOVA + 0x8000, PEER + CHANNEL + 6, 2, false), DONE);
+    while peer.status() != DONE {
+        std::thread::yield_now();
+    }
+    assert_eq!(&peer.get(0x9000), b"asked by a peer");
+    // Not beyond what was exported, nor what is the host's.
+    assert_eq!(engine.copy(there, PEER + 0x4000, 8, false), HALTED);
+    assert_eq!(peer.export(0x4000, 0x1000).err(), Some(libc::EINVAL));
+    assert_eq!(peer.export(0x800, 0x1000).err(), Some(libc::EINVAL));
+    assert_eq!(peer.export(0, 0).err(), Some(libc::EINVAL));
+    assert_eq!(peer.export_parts(0, &[]).err(), Some(libc::EINVAL));
+    assert_eq!(peer.export_parts(4, &[(0, 0x1000)]).err(), Some(libc::EINVAL), "the MSI-X table");
+    assert_eq!(peer.export_parts(7, &[(0, 0x1000)]).err(), Some(libc::ENODEV));
+    let apart = peer.export_parts(0, &[(0, 0x1000), (0x2000, 0x1000)]).unwrap();
+    assert!(engine.ioas.map_file(apart.as_raw_fd(), 0, 0x1000, PEER * 2, true).is_err());
+    // Once it does not decode its BARs they are gone, from where they were mapped for good.
+    peer.device.write_all_at(&[0b100, 0], CONFIG + 4).unwrap();
+    assert_eq!(engine.copy(there, IOVA + 0x9000, 8, false), HALTED);
+    assert!(refused(&buf));
+    peer.device.write_all_at(&[0b110, 0], CONFIG + 4).unwrap();
+    assert_eq!(engine.copy(there, IOVA + 0x9000, 8, false), HALTED);
+    engine.ioas.unmap(PEER, 0x4000).unwrap();
+    map(&buf).unwrap();
+    assert_eq!(engine.copy(there, IOVA + 0x9000, 8, false), DONE);
+    // So with a reset, and with the end of the file.
+    ioctl(&peer.device, DEVICE_RESET, &mut [0]).unwrap();
+    assert_eq!(engine.copy(there, IOVA + 0x9000, 8, false), HALTED);
+    engine.ioas.unmap(PEER, 0x4000).unwrap();
+    map(&buf).unwrap();
+    drop(peer);
+    assert_eq!(engine.copy(there, IOVA + 0x9000, 8, false), HALTED);
+    assert!(refused(&buf));
+}
+
+/// Two devices that reset each other, and one that resets itself, by DMA: none waits for ever.
+#[test]
+fn devices_that_reset_each_other_come_to_an_end() {
+    const PEER: u64 = 0x7000_0000;
+    let engines = [Engine::new(10), Engine::new(11)];
+    let bufs = engines.each_ref().map(|engine| engine.export(0, 0x4000).unwrap());
+    for to in [[1, 0], [0, 1]] {
+        for (engine, to) in engines.iter().zip(to) {
+            engine.ioas.map_file(bufs[to].as_raw_fd(), 0, 0x4000, PEER, true).unwrap();
+            // A reset is written to CHANCMD.
+            engine.put(0x8000, &[0x20]);
+            let copy = [1, IOVA + 0x8000, PEER + CHANNEL + 4, IOVA, 0, 0, 0, 0u64];
+            engine.put(0, &copy.map(u64::to_le_bytes).concat());
+        }
+        for _ in 0..200 {
+            for engine in &engines {
+                engine.device.write_all_at(&IOVA.to_le_bytes(), CHANNEL + 0x10).unwrap();
+                engine.device.write_all_at(&0x40u16.to_le_bytes(), CHANNEL + 6).unwrap();
+            }
+        }
+        for engine in &engines {
+            ioctl(&engine.device, DEVICE_RESET, &mut [0]).unwrap();
+            engine.ioas.unmap(PEER, 0x4000).unwrap_or_default();
+            assert_eq!(engine.copy(IOVA + 0x8000, IOVA + 0x9000, 8, false), DONE);
+        }
+    }
 }
 
 #[test]

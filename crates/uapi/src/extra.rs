@@ -48,6 +48,30 @@ pub struct vfio_device_feature_header {
     pub flags: u32,
 }
 
+/// `VFIO_DEVICE_FEATURE_DMA_BUF`, before its ranges.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct vfio_device_feature_dma_buf_header {
+    /// Of which region.
+    pub region_index: u32,
+    /// `O_CLOEXEC` and the like, for the new descriptor.
+    pub open_flags: u32,
+    /// Must be 0.
+    pub flags: u32,
+    /// How many ranges there are.
+    pub nr_ranges: u32,
+}
+
+/// `struct vfio_region_dma_range`: a part of a region.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct vfio_region_dma_range {
+    /// Its first byte.
+    pub offset: u64,
+    /// How many there are.
+    pub length: u64,
+}
+
 /// `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO` and `VFIO_DEVICE_PCI_HOT_RESET`, before their arrays.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -122,6 +122,12 @@ const _: () = assert!(size_of::<extra::vfio_irq_set_header>() == 20);
 // SAFETY: a repr(C) struct of two words.
 unsafe impl Plain for extra::vfio_device_feature_header {}
 const _: () = assert!(size_of::<extra::vfio_device_feature_header>() == 8);
+// SAFETY: a repr(C) struct of four words.
+unsafe impl Plain for extra::vfio_device_feature_dma_buf_header {}
+const _: () = assert!(size_of::<extra::vfio_device_feature_dma_buf_header>() == 16);
+// SAFETY: a repr(C) struct of two words of 64 bits.
+unsafe impl Plain for extra::vfio_region_dma_range {}
+const _: () = assert!(size_of::<extra::vfio_region_dma_range>() == 16);
 // SAFETY: a repr(C) struct of three words.
 unsafe impl Plain for extra::vfio_pci_hot_reset_header {}
 const _: () = assert!(size_of::<extra::vfio_pci_hot_reset_header>() == 12);

@@ -30,7 +30,7 @@ impl ContainerNode {
 
 impl CharDevice for ContainerNode {
     fn open(&self, _task: &dyn Task) -> Result<Arc<dyn File>, Errno> {
-        let state = State { context: self.iommufd.context(), members: Vec::new(), iommu: false };
+        let state = State { context: self.iommufd.container(), members: Vec::new(), iommu: false };
         Ok(Arc::new_cyclic(|this| Container {
             this: this.clone(),
             iommufd: self.iommufd.clone(),
@@ -162,7 +162,7 @@ impl Drop for Member {
         if state.members.is_empty() {
             // The last group takes the IOMMU along, and what is mapped.
             state.iommu = false;
-            let old = std::mem::replace(&mut state.context, self.container.iommufd.context());
+            let old = std::mem::replace(&mut state.context, self.container.iommufd.container());
             drop(state);
             drop(old);
         }

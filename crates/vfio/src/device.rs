@@ -26,7 +26,8 @@ pub struct Identity {
 
 /// An emulated PCI function. Authors of devices implement this.
 ///
-/// Methods are called by any thread, several at a time. None may wait: DMA belongs on a thread of the device's.
+/// Methods are called by any thread, several at a time. None may wait: DMA belongs on a thread of the device's, which holds no
+/// lock meanwhile that they take, because DMA may reach registers of other devices, and its own.
 pub trait Device: Send + Sync {
     /// What it is.
     fn identity(&self) -> Identity;

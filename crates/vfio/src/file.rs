@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use host::{Errno, File, FileMode, MappedMemory, MmapBacking, MmapRequest, Task};
-use uapi::extra::{
-    vfio_device_feature_header, vfio_pci_dependent_device, vfio_pci_hot_reset_header,
-};
+use host::{Errno, File, FileMode, MappedMemory, MmapBacking, MmapRequest, PhysRun, Task};
+use uapi::extra::{vfio_pci_dependent_device, vfio_pci_hot_reset_header};
 use uapi::{Plain, nr, vfio as v};
 
 use crate::binding::Binding;
 use crate::user::{read, write};
-use crate::{Error, irqs};
+use crate::{Error, feature, irqs};
 
 /// Bits of an offset into the device's file; above them is the region.
 const OFFSET_SHIFT: u32 = 40;
@@ -53,7 +51,7 @@ impl<F: DeviceFile> File for OpenDevice<F> {
         if let Err(error) = &result {
             tracing::debug!(ioctl = nr::device_name(cmd), %error, "refused");
         }
-        result.map(|()| 0).map_err(|error| error.errno())
+        result.map_err(|error| error.errno())
     }
 
     fn read(
@@ -79,14 +77,21 @@ impl<F: DeviceFile> File for OpenDevice<F> {
     fn mmap(&self, _task: &dyn Task, request: MmapRequest) -> Result<MmapBacking, Errno> {
         map_region(&self.0, request).map_err(|error| error.errno())
     }
+
+    fn registers(&self, offset: u64, len: u64) -> Option<PhysRun> {
+        let function = self.0.binding().ok()?.function.clone();
+        let (index, offset) = (offset >> OFFSET_SHIFT, offset & ((1 << OFFSET_SHIFT) - 1));
+        let index = u32::try_from(index).ok().filter(|index| function.is_memory(*index))?;
+        function.place().run(index, offset, len)
+    }
 }
 
-fn ioctl(file: &impl DeviceFile, task: &dyn Task, cmd: u32, arg: u64) -> Result<(), Error> {
+fn ioctl(file: &impl DeviceFile, task: &dyn Task, cmd: u32, arg: u64) -> Result<i32, Error> {
     if let Some(result) = file.own_ioctl(task, cmd, arg) {
-        return result;
+        return result.map(|()| 0);
     }
     let binding = file.binding()?;
-    match cmd {
+    let done = match cmd {
         nr::VFIO_DEVICE_GET_INFO => info(task, arg),
         nr::VFIO_DEVICE_GET_REGION_INFO => region_info(&binding, task, arg),
         nr::VFIO_DEVICE_GET_IRQ_INFO => irq_info(&binding, task, arg),
@@ -98,11 +103,12 @@ fn ioctl(file: &impl DeviceFile, task: &dyn Task, cmd: u32, arg: u64) -> Result<
             binding.function.reset();
             Ok(())
         }
-        nr::VFIO_DEVICE_FEATURE => feature(task, arg),
+        nr::VFIO_DEVICE_FEATURE => return feature::carry_out(&binding.function, task, arg),
         nr::VFIO_DEVICE_GET_PCI_HOT_RESET_INFO => hot_reset_info(file, &binding, task, arg),
         nr::VFIO_DEVICE_PCI_HOT_RESET => hot_reset(file, &binding, task, arg),
         _ => Err(Error::UnknownIoctl),
-    }
+    };
+    done.map(|()| 0)
 }
 
 fn info(task: &dyn Task, arg: u64) -> Result<(), Error> {
@@ -141,21 +147,6 @@ fn irq_info(binding: &Binding, task: &dyn Task, arg: u64) -> Result<(), Error> {
     info.argsz = size_of_val(&info) as u32;
     (info.count, info.flags) = (count, flags);
     write(task, arg, &info, 16)
-}
-
-/// There are none; but a malformed question is answered as such.
-fn feature(task: &dyn Task, arg: u64) -> Result<(), Error> {
-    let (feature, _): (vfio_device_feature_header, _) = read(task, arg, 8)?;
-    let known = v::VFIO_DEVICE_FEATURE_MASK
-        | v::VFIO_DEVICE_FEATURE_GET
-        | v::VFIO_DEVICE_FEATURE_SET
-        | v::VFIO_DEVICE_FEATURE_PROBE;
-    let both = v::VFIO_DEVICE_FEATURE_GET | v::VFIO_DEVICE_FEATURE_SET;
-    let probes = feature.flags & v::VFIO_DEVICE_FEATURE_PROBE != 0;
-    if feature.flags & !known != 0 || !probes && feature.flags & both == both {
-        return Err(Error::Invalid("VFIO_DEVICE_FEATURE flags"));
-    }
-    Err(Error::UnknownIoctl)
 }
 
 /// Each function is alone in its slot: a reset of the slot is a reset of the function.

@@ -8,6 +8,7 @@ use platform::{Its, PciAddress, Port, Spawn};
 use uapi::vfio as v;
 
 use crate::Error;
+use crate::bar::Bars;
 use crate::config::{self, Config, Effect, MSIX_BAR, MSIX_BAR_SIZE};
 use crate::device::{Bus, Device, Identity, InUse, Shared};
 use crate::group::Group;
@@ -20,7 +21,7 @@ pub struct Function {
     shared: Arc<Shared>,
     port: Port,
     config: Mutex<Config>,
-    bars: [u64; 6],
+    bars: OnceLock<Bars>,
     address: PciAddress,
     group: Arc<Group>,
     mappable: AtomicBool,
@@ -63,12 +64,16 @@ impl Function {
             shared,
             port,
             config,
-            bars,
+            bars: OnceLock::new(),
             address,
             group: group.clone(),
             mappable: AtomicBool::new(false),
             bound: AtomicBool::new(false),
         });
+        let answers = |index| !function.is_table(index);
+        let placed = Bars::place(&Arc::downgrade(&function), &function.port, bars, answers);
+        // Just made: it is empty.
+        let _ = function.bars.set(placed.ok_or(Error::NoSpace)?);
         group.add(&function);
         Ok(function)
     }
@@ -80,8 +85,13 @@ impl Function {
 
     /// Whether programs may map a region. The MSI-X table stays the host's.
     pub(crate) fn is_mappable(&self, index: u32) -> bool {
-        let bar = self.bars.get(index as usize).is_some_and(|size| *size > 0);
-        bar && !self.is_table(index) && self.mappable.load(Ordering::Acquire)
+        self.is_memory(index) && self.mappable.load(Ordering::Acquire)
+    }
+
+    /// The region is of registers that are the device's own.
+    pub(crate) fn is_memory(&self, index: u32) -> bool {
+        let bar = self.bars().get(index as usize).is_some_and(|size| *size > 0);
+        bar && !self.is_table(index)
     }
 
     /// Its address.
@@ -101,7 +111,21 @@ impl Function {
 
     /// The sizes of its BARs in bytes; 0 is none.
     pub fn bars(&self) -> [u64; 6] {
-        self.bars
+        self.place().sizes()
+    }
+
+    /// Where they are in the physical address space; 0 is nowhere.
+    pub fn bar_addresses(&self) -> [u64; 6] {
+        self.place().addresses()
+    }
+
+    pub(crate) fn place(&self) -> &Bars {
+        self.bars.get().expect("set when the function was made")
+    }
+
+    /// It decodes its BARs.
+    pub(crate) fn has_memory(&self) -> bool {
+        self.config.lock().has_memory()
     }
 
     /// Its configuration space as it is now.
@@ -136,7 +160,7 @@ impl Function {
         match index {
             v::VFIO_PCI_CONFIG_REGION_INDEX => Some(config::SIZE as u64),
             index if index < v::VFIO_PCI_NUM_REGIONS => {
-                Some(self.bars.get(index as usize).copied().unwrap_or(0))
+                Some(self.bars().get(index as usize).copied().unwrap_or(0))
             }
             _ => None,
         }
@@ -186,7 +210,7 @@ impl Function {
 
     /// BARs answer once software has said so.
     fn answers(&self) -> Result<(), Error> {
-        if self.config.lock().has_memory() { Ok(()) } else { Err(Error::File(host::Errno::IO)) }
+        if self.has_memory() { Ok(()) } else { Err(Error::File(host::Errno::IO)) }
     }
 
     fn write_config(&self, at: usize, data: &[u8]) {
@@ -197,6 +221,7 @@ impl Function {
             self.interrupts().disable_line(config.is_line_disabled());
             effect
         };
+        self.place().revoke(!self.has_memory());
         if effect == Effect::Reset {
             self.reset();
         }
@@ -205,6 +230,7 @@ impl Function {
     /// A function level reset. As after the kernel's, which restores configuration space, the device is still enabled, and
     /// interrupts are still configured.
     pub(crate) fn reset(&self) {
+        self.place().revoke(true);
         // No DMA and no message from here on, whatever the device is in the middle of.
         self.shared.master.store(false, Ordering::Release);
         self.port.halt(true);
@@ -212,8 +238,12 @@ impl Function {
         self.port.reset();
         self.port.halt(false);
         self.interrupts().set_level(false);
-        let config = self.config.lock();
-        self.shared.master.store(config.is_master(), Ordering::Release);
+        let has_memory = {
+            let config = self.config.lock();
+            self.shared.master.store(config.is_master(), Ordering::Release);
+            config.has_memory()
+        };
+        self.place().revoke(!has_memory);
     }
 
     /// Configuration space as after power-on, and then a reset.
@@ -234,6 +264,7 @@ impl Function {
     /// It is given back.
     pub(crate) fn close(&self) {
         self.interrupts().close();
+        self.place().forget();
         self.clean();
         self.emulated.close();
     }

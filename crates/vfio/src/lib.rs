@@ -8,12 +8,14 @@
 //! How calls arrive is none of its business (crate `host`), nor what translates (crate `iommu`).
 #![forbid(unsafe_code)]
 
+mod bar;
 mod binding;
 mod cdev;
 mod config;
 mod container;
 mod device;
 mod error;
+mod feature;
 mod file;
 mod function;
 mod group;

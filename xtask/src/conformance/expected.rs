@@ -3,10 +3,6 @@
 /// Cases that do not pass yet, by pattern, and why. They are reported, and so is
 /// one that passes after all: then its line has to go.
 const NOT_YET: &[(&str, &str)] = &[
-    (
-        "vfio_dma_mapping_mmio_test.vfio_type1*",
-        "registers of a device are no target of another's DMA",
-    ),
     #[cfg(test)]
     ("not_yet.*", "for tests"),
 ];

@@ -14,7 +14,7 @@ use std::any::Any;
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
-use host::Errno;
+use host::{Errno, MappedFile};
 
 use crate::calls::Held;
 use crate::mappings;
@@ -72,14 +72,28 @@ pub(crate) unsafe fn map(
     Ok(at as *mut c_void)
 }
 
+/// The file of this process whose registers are mapped at an address.
+pub(crate) fn mapped_file(address: u64) -> Option<MappedFile> {
+    let found = Found::at(usize::try_from(address).ok()?)?;
+    match found.place(address, 1)? {
+        (Held::Here(local), offset) => {
+            Some(MappedFile { file: local.file.clone(), offset, len: found.end as u64 - address })
+        }
+        (Held::Elsewhere(_), _) => None,
+    }
+}
+
 /// Registers at an address.
 struct Found {
     guard: Arc<dyn Any + Send + Sync>,
+    /// Where they end, or what is left of them.
+    end: usize,
 }
 
 impl Found {
     fn at(address: usize) -> Option<Self> {
-        let found = Self { guard: mappings::find(address)? };
+        let (guard, end) = mappings::find(address)?;
+        let found = Self { guard, end };
         let mapped = found.mapped()?;
         // What was moved elsewhere is not followed.
         (address.wrapping_sub(mapped.start) < mapped.len).then_some(found)

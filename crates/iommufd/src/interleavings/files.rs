@@ -155,7 +155,8 @@ fn a_dmabuf_that_is_revoked_while_it_is_mapped_is_out_of_the_table() {
         let ioas_id = main.ioas();
         let device = main.context.bind(world.mock()).expect("a fresh device");
         let hwpt = main.context.attach(device, Target::Rid, ioas_id).expect("a fresh IOAS");
-        let buf = DmaBuf::new(world.host.alloc(PAGE_SIZE).expect("a page"));
+        let page = world.host.alloc(PAGE_SIZE).expect("a page");
+        let buf = DmaBuf::new(Some(page.run()), Box::new(page));
         let fd = main.task.install(buf.clone(), true).expect("a descriptor");
         world.two(
             move |thread| {

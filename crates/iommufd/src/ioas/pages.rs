@@ -107,6 +107,8 @@ pub(crate) struct FileSource {
 
 pub(crate) struct DmaBufSource {
     pub(crate) buf: Arc<DmaBuf>,
+    /// Where all of it is.
+    pub(crate) pa: u64,
     pub(crate) start: u64,
 }
 
@@ -235,7 +237,7 @@ impl Pages {
         match &self.source {
             Source::User { .. } => self.mapper.mm.pin(at, len, access, run)?,
             Source::File { file } => file.file.pin(at, len, run)?,
-            Source::DmaBuf { buf } => run(PhysRun { pa: buf.buf.phys().pa + at, len }),
+            Source::DmaBuf { buf } => run(PhysRun { pa: buf.pa + at, len }),
         }
         Ok(())
     }

@@ -124,6 +124,7 @@ impl Context {
         let NewMapping { ioas: ioas_id, memory, length, prot, iova } = new;
         let iova = {
             let unlimited = self.capable(task, Capability::IpcLock);
+            let memory = self.registers_behind(task, memory, length);
             let mut state = self.lock();
             state.ioas(ioas_id)?;
             let mapper = state.mapper(task, unlimited);
@@ -135,6 +136,21 @@ impl Context {
             (mapped.inspect_err(|_| table.discard(id))?, id)
         };
         respond(iova.0).inspect_err(|_| self.undo_map(ioas_id, iova.0, length, iova.1))
+    }
+
+    /// The registers that `memory` maps, for a type1 container: elsewhere they are no memory to be found by its address.
+    fn registers_behind(&self, task: &dyn Task, memory: Memory, length: u64) -> Memory {
+        let Memory::User(va) = memory else { return memory };
+        let (start, page) = (va % host::PAGE_SIZE, va / host::PAGE_SIZE * host::PAGE_SIZE);
+        let found = self.maps_registers.then(|| task.mapped_file(page)).flatten();
+        let run = found.and_then(|mapped| {
+            let len = length.checked_add(start)?.checked_next_multiple_of(host::PAGE_SIZE)?;
+            mapped.file.registers(mapped.offset, len).filter(|_| len <= mapped.len)
+        });
+        match run {
+            None => memory,
+            run => Memory::File { file: OpenFile::Emulated(DmaBuf::new(run, Box::new(()))), start },
+        }
     }
 
     /// Unmaps what was just mapped, unless somebody else has done so since.
@@ -176,7 +192,8 @@ impl Context {
                 let buf = any
                     .downcast::<DmaBuf>()
                     .map_err(|_| Error::Invalid("the file holds no memory to pin"))?;
-                if buf.phys().len < end {
+                let run = buf.phys().ok_or(Error::Unsupported("a dma-buf in several pieces"))?;
+                if run.len < end {
                     return Err(Error::Invalid("the range ends beyond the dma-buf"));
                 }
                 // In this order a revocation either sees us or is seen.
@@ -185,7 +202,7 @@ impl Context {
                     return Err(Error::NoDevice("the dma-buf is revoked"));
                 }
                 let prot = (prot - Prot::CACHE) | Prot::MMIO;
-                (Source::DmaBuf { buf: Arc::new(DmaBufSource { buf, start }) }, prot)
+                (Source::DmaBuf { buf: Arc::new(DmaBufSource { buf, pa: run.pa, start }) }, prot)
             }
         };
         Ok((Pages::new(mapper, source, length, writable), prot))
