@@ -202,7 +202,25 @@ fn faults_behind_the_registers() {
 }
 
 #[test]
+#[ignore = "ends its process"]
+fn overflows_its_stack() {
+    fn deeper(n: u64) -> u64 {
+        let mut room = [n; 512];
+        std::hint::black_box(&mut room);
+        if n == u64::MAX { 0 } else { deeper(n + 1) + room[1] }
+    }
+    let _one = setup();
+    let device = open();
+    let mapping = map(&device, 0, 0x1000);
+    // SAFETY: inside of the registers.
+    unsafe { mapping.at.write_volatile(1) };
+    deeper(0);
+}
+
+#[test]
 fn other_faults_are_the_program_s() {
+    // The standard library's handler is on its alternative stack, says so, and aborts.
+    assert!(ended_by(libc::SIGABRT, "overflows_its_stack"));
     assert!(ended_by(libc::SIGSEGV, "faults_elsewhere"));
     assert!(ended_by(libc::SIGSEGV, "faults_behind_the_registers"));
 }
@@ -219,12 +237,63 @@ extern "C" fn repair(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
     }
 }
 
+/// Where the handler below last was.
+static STACK: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn repair_and_tell(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    to: *mut libc::c_void,
+) {
+    STACK.store((&raw const signal) as usize, Ordering::SeqCst);
+    repair(signal, info, to);
+}
+
+/// A handler is on the stack that the program wants it on, and accesses need no room on an alternative one.
+#[test]
+fn handlers_are_on_the_stack_they_ask_for() {
+    let _one = setup();
+    let device = open();
+    let mapping = map(&device, 0, 0x1000);
+    let mut room = vec![0_u8; 16 << 10];
+    let range = room.as_ptr() as usize..room.as_ptr() as usize + room.len();
+    // SAFETY: handlers that are functions, a stack that outlives its use, and pages of ours.
+    unsafe {
+        let mut stack: libc::stack_t = std::mem::zeroed();
+        (stack.ss_sp, stack.ss_size) = (room.as_mut_ptr().cast(), room.len());
+        let mut before_stack = std::mem::zeroed::<libc::stack_t>();
+        assert_eq!(libc::sigaltstack(&raw const stack, &raw mut before_stack), 0);
+        let mut before = std::mem::zeroed::<libc::sigaction>();
+        for (flags, alternative) in [(libc::SA_ONSTACK, true), (0, false)] {
+            let mut new: libc::sigaction = std::mem::zeroed();
+            new.sa_sigaction = repair_and_tell as *const () as usize;
+            new.sa_flags = libc::SA_SIGINFO | flags;
+            let mut old = std::mem::zeroed::<libc::sigaction>();
+            assert_eq!(libc::sigaction(libc::SIGSEGV, &raw const new, &raw mut old), 0);
+            if alternative {
+                before = old;
+            }
+            let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let page = libc::mmap(std::ptr::null_mut(), 0x1000, libc::PROT_NONE, anonymous, -1, 0);
+            assert_eq!(page.cast::<u8>().read_volatile(), 0);
+            assert_eq!(range.contains(&STACK.load(Ordering::SeqCst)), alternative);
+            libc::munmap(page, 0x1000);
+            mapping.at.write_volatile(5);
+            assert_eq!(mapping.at.read_volatile(), 5);
+        }
+        libc::sigaction(libc::SIGSEGV, &raw const before, std::ptr::null_mut());
+        libc::sigaltstack(&raw const before_stack, std::ptr::null_mut());
+    }
+}
+
 #[test]
 fn the_program_keeps_its_handler() {
     let _one = setup();
     let device = open();
     let mapping = map(&device, 0x1000, 0x1000);
     let registers = mapping.at;
+    let earlier = FAULTS.load(Ordering::SeqCst);
+    let faults = || FAULTS.load(Ordering::SeqCst) - earlier;
     // SAFETY: handlers that are functions, and pages of ours.
     unsafe {
         let mut new: libc::sigaction = std::mem::zeroed();
@@ -243,11 +312,11 @@ fn the_program_keeps_its_handler() {
             0,
         );
         assert_eq!(page.cast::<u8>().read_volatile(), 0);
-        assert_eq!(FAULTS.load(Ordering::SeqCst), 1);
+        assert_eq!(faults(), 1);
         registers.write_volatile(7);
         assert_eq!(registers.read_volatile(), 7);
         assert_eq!(registers.add((ACCESSES - 0x1000) as usize).read_volatile(), 2);
-        assert_eq!(FAULTS.load(Ordering::SeqCst), 1, "registers are none of its business");
+        assert_eq!(faults(), 1, "registers are none of its business");
         libc::sigaction(libc::SIGSEGV, &raw const before, std::ptr::null_mut());
     }
     drop((mapping, device));

@@ -9,6 +9,7 @@ mod decode;
 #[cfg(target_arch = "x86_64")]
 mod instruction;
 mod signal;
+mod stack;
 
 use std::any::Any;
 use std::ffi::{c_int, c_void};

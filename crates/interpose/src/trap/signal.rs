@@ -8,8 +8,9 @@ use host::Errno;
 use libc::{sigaction, siginfo_t, ucontext_t};
 use parking_lot::Mutex;
 
-use super::Found;
 use super::decode::carry_out;
+use super::stack::on_own_stack;
+use super::{Found, Unsupported};
 use crate::next;
 use crate::process::Inside;
 use crate::sys::{errno, set_errno};
@@ -46,8 +47,8 @@ pub(super) fn install() -> Result<(), Errno> {
     }
     let mut new = default();
     new.sa_sigaction = handler as *const () as usize;
-    // On the stack of the program: what a device does with an access may need more than an alternative one has.
-    new.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER | libc::SA_RESTART;
+    // On the alternative stack if the thread has one: its own may be what has overflowed.
+    new.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER | libc::SA_RESTART | libc::SA_ONSTACK;
     let mut old = default();
     // SAFETY: both are structures of ours.
     if unsafe { next::sigaction(libc::SIGSEGV, &raw const new, &raw mut old) } != 0 {
@@ -75,11 +76,15 @@ extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     let fault = code > 0;
     if fault && Found::at(address).is_some() {
-        let done = {
-            let _inside = Inside::enter();
-            // SAFETY: the kernel's, for this very fault.
-            unsafe { carry_out(context.cast::<ucontext_t>()) }
-        };
+        let mut done = Err(Unsupported);
+        // What a device does with an access may need more than an alternative stack has.
+        // SAFETY: the kernel's, for this very fault.
+        unsafe {
+            on_own_stack(context.cast(), || {
+                let _inside = Inside::enter();
+                done = carry_out(context.cast::<ucontext_t>());
+            });
+        }
         if done.is_ok() {
             set_errno(before);
             return;
@@ -127,13 +132,20 @@ unsafe fn follow(signal: c_int, info: *mut siginfo_t, context: *mut c_void, faul
             libc::sigaddset(&raw mut mask, signal);
         }
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const mask, std::ptr::null_mut());
-        if action.sa_flags & libc::SA_SIGINFO != 0 {
-            let call: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
-                std::mem::transmute(action.sa_sigaction);
-            call(signal, info, context);
+        let call = || {
+            if action.sa_flags & libc::SA_SIGINFO != 0 {
+                let call: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
+                    std::mem::transmute(action.sa_sigaction);
+                call(signal, info, context);
+            } else {
+                let call: extern "C" fn(c_int) = std::mem::transmute(action.sa_sigaction);
+                call(signal);
+            }
+        };
+        if action.sa_flags & libc::SA_ONSTACK != 0 {
+            call();
         } else {
-            let call: extern "C" fn(c_int) = std::mem::transmute(action.sa_sigaction);
-            call(signal);
+            on_own_stack(context.cast(), call);
         }
     }
 }
