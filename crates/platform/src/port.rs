@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use host::FilePart;
 use parking_lot::Mutex;
-use smmuv3::{Memory, Refused, Requester, Resume, Transaction};
+use smmuv3::{Abort, Memory, Refused, Requester, Resume, Transaction};
 
 use crate::bus::{Bus, MMIO};
 use crate::endpoint::{Capabilities, Endpoint, Endpoints, Reach};
@@ -72,6 +73,8 @@ enum Data<'a> {
     Read(&'a mut [u8]),
     /// To memory.
     Write(&'a [u8]),
+    /// From a file to memory.
+    From(FilePart<'a>),
 }
 
 impl Data<'_> {
@@ -79,17 +82,19 @@ impl Data<'_> {
         match self {
             Self::Read(data) => data.len(),
             Self::Write(data) => data.len(),
+            Self::From(file) => file.len,
         }
     }
 
     fn is_write(&self) -> bool {
-        matches!(self, Self::Write(_))
+        !matches!(self, Self::Read(_))
     }
 
     fn part(&mut self, part: Range<usize>) -> Data<'_> {
         match self {
             Self::Read(data) => Data::Read(&mut data[part]),
             Self::Write(data) => Data::Write(&data[part]),
+            Self::From(file) => Data::From(file.part(part)),
         }
     }
 }
@@ -174,33 +179,45 @@ impl Port {
     /// on a thread of its own.
     #[inline]
     pub fn read(&mut self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
-        self.watched(access, Data::Read(data))
+        self.watched(access, Data::Read(data)).map(drop)
     }
 
     /// Writes memory; 4 aligned bytes may reach a doorbell. Waits as [`Port::read`] does.
     #[inline]
     pub fn write(&mut self, access: Access, data: &[u8]) -> Result<(), DmaError> {
-        self.watched(access, Data::Write(data))
+        self.watched(access, Data::Write(data)).map(drop)
+    }
+
+    /// A short cut to [`Port::write`]: bytes of a file, without a copy in between, where memory and file allow. How many
+    /// of them, from the first on; the rest has to be read and written.
+    pub fn write_from(&mut self, access: Access, from: FilePart<'_>) -> Result<usize, DmaError> {
+        self.watched(access, Data::From(from))
     }
 
     /// Sends a message: `data` to the doorbell at `address`, which is never translated in advance.
     pub fn message(&mut self, address: u64, data: u32) -> Result<(), DmaError> {
         let begun = self.watch.begin();
         let result = self.untranslated(Access::at(address), Data::Write(&data.to_le_bytes()));
+        let result = result.map(drop);
         self.watch.message(begun, address, data, result);
         result
     }
 
+    /// How many bytes were moved: all, but for what comes from a file.
     #[inline]
-    fn watched(&mut self, access: Access, data: Data<'_>) -> Result<(), DmaError> {
+    fn watched(&mut self, access: Access, data: Data<'_>) -> Result<usize, DmaError> {
         let (begun, write, length) = (self.watch.begin(), data.is_write(), data.len());
         let result = self.access(access, data);
-        self.watch.dma(begun, access, write, length, result);
+        let length = result.unwrap_or(length);
+        // A short cut that led nowhere was no access.
+        if length > 0 {
+            self.watch.dma(begun, access, write, length, result.map(drop));
+        }
         result
     }
 
     #[inline]
-    fn access(&mut self, access: Access, data: Data<'_>) -> Result<(), DmaError> {
+    fn access(&mut self, access: Access, data: Data<'_>) -> Result<usize, DmaError> {
         if self.endpoint.atc.is_enabled() {
             return self.by_atc(access, data);
         }
@@ -208,20 +225,17 @@ impl Port {
     }
 
     #[inline]
-    fn untranslated(&mut self, access: Access, mut data: Data<'_>) -> Result<(), DmaError> {
+    fn untranslated(&mut self, access: Access, mut data: Data<'_>) -> Result<usize, DmaError> {
         let error = DmaError { address: access.address };
         let Self { bus, doorbells, device_id, endpoint, behind, .. } = self;
         let outside = Outside { bus, doorbells, device_id: *device_id };
         let Some(behind) = behind else {
-            return match data {
-                Data::Read(data) => bus.read(access.address, data).map_err(|_| error),
-                Data::Write(data) => outside.write(access.address, data).map_err(|_| error),
-            };
+            return outside.transfer(access.address, data).map_err(|_| error);
         };
         let transaction = transaction(behind.stream_id, access, data.is_write());
         loop {
             let resume = match issue(&mut behind.requester, &transaction, &mut data, &outside) {
-                Ok(()) => return Ok(()),
+                Ok(moved) => return Ok(moved),
                 Err(Refused::RazWi) => Resume::RazWi,
                 Err(Refused::Abort) => Resume::Abort,
                 Err(Refused::Stalled { stag }) => {
@@ -232,11 +246,11 @@ impl Port {
             match (resume, data) {
                 (Resume::Retry, same) => data = same,
                 (Resume::Abort, _) => return Err(error),
-                (Resume::RazWi, Data::Write(_)) => return Ok(()),
                 (Resume::RazWi, Data::Read(data)) => {
                     data.fill(0);
-                    return Ok(());
+                    return Ok(data.len());
                 }
+                (Resume::RazWi, data) => return Ok(data.len()),
             }
         }
     }
@@ -244,7 +258,7 @@ impl Port {
     /// An access of a function with ATS: translated first, then made.
     #[cold]
     #[inline(never)]
-    fn by_atc(&mut self, access: Access, mut data: Data<'_>) -> Result<(), DmaError> {
+    fn by_atc(&mut self, access: Access, mut data: Data<'_>) -> Result<usize, DmaError> {
         let error = DmaError { address: access.address };
         let mut done = 0;
         while done < data.len() {
@@ -255,7 +269,7 @@ impl Port {
             let model = behind.requester.smmu().clone();
             let (address, len, age) =
                 match endpoint.reach(&model, at, rest.is_write(), rest.len())? {
-                    Reach::Untranslated => return self.untranslated(at, rest),
+                    Reach::Untranslated => return Ok(done + self.untranslated(at, rest)?),
                     Reach::Translated { address, len, age } => (address, len, age),
                 };
             let len = rest.len().min(usize::try_from(len).unwrap_or(usize::MAX));
@@ -266,10 +280,13 @@ impl Port {
             let outside = Outside { bus, doorbells, device_id: *device_id };
             let result = issue(&mut behind.requester, &to, &mut rest.part(0..len), &outside);
             endpoint.finish(&model, age);
-            result.map_err(|_| error)?;
-            done += len;
+            let moved = result.map_err(|_| error)?;
+            done += moved;
+            if moved < len {
+                break;
+            }
         }
-        Ok(())
+        Ok(done)
     }
 }
 
@@ -280,21 +297,17 @@ fn issue(
     transaction: &Transaction,
     data: &mut Data<'_>,
     outside: &Outside<'_>,
-) -> Result<(), Refused> {
+) -> Result<usize, Refused> {
     let mut transfer = requester.begin();
     let left = 0x1000 - (transaction.address & 0xfff) as usize;
     if (1..=left).contains(&data.len()) {
         // Most are in one page, and all messages are.
         let to = transfer.translate(transaction)?.address;
-        return match data {
-            Data::Read(data) => Ok(outside.bus.read(to, data)?),
-            Data::Write(data) => outside.write(to, data),
-        };
+        return Ok(outside.transfer(to, data.part(0..data.len()))?);
     }
-    match data {
-        Data::Read(data) => transfer.read(transaction, data),
-        Data::Write(data) => transfer.write(transaction, data),
-    }
+    transfer.each_run(transaction, data.len(), |_, address, part| {
+        outside.transfer(address, data.part(part))
+    })
 }
 
 /// A device at what is behind the IOMMU.
@@ -305,14 +318,24 @@ struct Outside<'a> {
 }
 
 impl Outside<'_> {
+    /// How many bytes were moved.
+    #[inline]
+    fn transfer(&self, address: u64, data: Data<'_>) -> Result<usize, Abort> {
+        let len = data.len();
+        match data {
+            Data::Read(data) => self.bus.read(address, data)?,
+            Data::Write(data) => self.write(address, data)?,
+            Data::From(file) => return Ok(self.bus.write_from(address, file)),
+        }
+        Ok(len)
+    }
+
     /// Writes to memory, or rings a doorbell.
     #[inline]
-    fn write(&self, address: u64, data: &[u8]) -> Result<(), Refused> {
+    fn write(&self, address: u64, data: &[u8]) -> Result<(), Abort> {
         match <[u8; 4]>::try_from(data) {
-            Ok(message) if MMIO.contains(&address) => {
-                self.ring(address, message).ok_or(Refused::Abort)
-            }
-            _ => Ok(self.bus.write(address, data)?),
+            Ok(message) if MMIO.contains(&address) => self.ring(address, message).ok_or(Abort),
+            _ => self.bus.write(address, data),
         }
     }
 
