@@ -13,7 +13,10 @@ use uapi::nr;
 
 const CONFIG: u64 = 7 << 40;
 const IOVA: u64 = 0x4000_0000;
-pub(crate) const RAM: u64 = 64 << 20;
+const RAM: u64 = 64 << 20;
+/// Where the memory has data: as many places of 1 MiB.
+pub(crate) const DATA: u64 = 0x20_0000;
+pub(crate) const SLOTS: u64 = 32;
 
 pub(crate) struct Client {
     device: File,

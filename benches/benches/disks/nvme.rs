@@ -1,13 +1,12 @@
 //! Reads of an NVMe disk, several at a time.
 
-use crate::Places;
-use crate::client::Client;
+use crate::client::{Client, DATA, SLOTS};
+use crate::{Disk, Places};
 
 /// Memory: the admin queues, the I/O queues, lists, and from `DATA` on data.
 const ADMIN: u64 = 0;
 const QUEUE: u64 = 0x2000;
 const LISTS: u64 = 0x10_0000;
-const DATA: u64 = 0x20_0000;
 const ENTRIES: u32 = 64;
 const SECTOR: u64 = 512;
 
@@ -37,43 +36,17 @@ impl Nvme {
         }
         // A list for each command: pages one after the other.
         for slot in 0..u64::from(ENTRIES) {
-            let pages = (1..256).map(|page| client.at(DATA + ((slot % 32) << 20) + (page << 12)));
+            let pages =
+                (1..256).map(|page| client.at(DATA + ((slot % SLOTS) << 20) + (page << 12)));
             let list: Vec<u8> = pages.flat_map(u64::to_le_bytes).collect();
             client.put(LISTS + (slot << 12), &list);
         }
         Self { client, tail: 0, head: 0, phase: 1 }
     }
 
-    /// Moves `len` bytes from or to each of these places of the disk, `depth` at a time.
-    pub(crate) fn run(&mut self, write: bool, places: &mut Places<'_>, len: u64, depth: usize) {
-        let mut under_way = 0;
-        loop {
-            let before = under_way;
-            while under_way < depth
-                && let Some(place) = places.next()
-            {
-                self.add(write, place, len);
-                under_way += 1;
-            }
-            if under_way > before {
-                self.client.write32(0x1008, self.tail);
-            }
-            if under_way == 0 {
-                return;
-            }
-            self.wait();
-            under_way -= 1;
-            while self.is_posted() {
-                self.wait();
-                under_way -= 1;
-            }
-            self.client.write32(0x100c, self.head);
-        }
-    }
-
     fn add(&mut self, write: bool, place: u64, len: u64) {
         let slot = u64::from(self.tail);
-        let data = self.client.at(DATA + ((slot % 32) << 20));
+        let data = self.client.at(DATA + ((slot % SLOTS) << 20));
         let second = match len {
             ..=4096 => 0,
             4097..=8192 => data + 4096,
@@ -101,6 +74,38 @@ impl Nvme {
         assert_eq!(self.status() >> 17, 0);
         self.head = (self.head + 1) % ENTRIES;
         self.phase ^= u32::from(self.head == 0);
+    }
+}
+
+impl Disk for Nvme {
+    fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn run(&mut self, write: bool, places: &mut Places<'_>, len: u64, depth: usize) {
+        let mut under_way = 0;
+        loop {
+            let before = under_way;
+            while under_way < depth
+                && let Some(place) = places.next()
+            {
+                self.add(write, place, len);
+                under_way += 1;
+            }
+            if under_way > before {
+                self.client.write32(0x1008, self.tail);
+            }
+            if under_way == 0 {
+                return;
+            }
+            self.wait();
+            under_way -= 1;
+            while self.is_posted() {
+                self.wait();
+                under_way -= 1;
+            }
+            self.client.write32(0x100c, self.head);
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use crate::Places;
-use crate::client::Client;
+use crate::client::{Client, DATA, SLOTS};
+use crate::{Disk, Places};
 
 /// Memory: descriptors, what the driver writes, what the device writes, headers and statuses, and data.
 const DESCRIPTORS: u64 = 0;
@@ -11,10 +11,9 @@ const DRIVER: u64 = 0x2000;
 const DEVICE: u64 = 0x4000;
 const HEADERS: u64 = 0x6000;
 const STATUSES: u64 = 0x8000;
-const DATA: u64 = 0x20_0000;
 const SIZE: u16 = 256;
 /// Requests at a time: of three descriptors each.
-const SLOTS: u64 = 64;
+const REQUESTS: u64 = 64;
 const NOTIFY: u64 = 0x3000;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -51,8 +50,34 @@ impl VirtioBlk {
         self.client.put(DESCRIPTORS + 16 * n, &word.to_le_bytes());
     }
 
-    /// Moves `len` bytes from or to each of these places of the disk, `depth` at a time.
-    pub(crate) fn run(&mut self, write: bool, places: &mut Places<'_>, len: u64, depth: usize) {
+    fn under_way(&self) -> u16 {
+        self.available.wrapping_sub(self.used)
+    }
+
+    fn done(&self) -> u16 {
+        (self.client.load(DEVICE) >> 16) as u16
+    }
+
+    fn add(&mut self, write: bool, place: u64, len: u64) {
+        let slot = u64::from(self.available) % REQUESTS;
+        let header = [u64::from(write), place / 512].map(u64::to_le_bytes).concat();
+        self.client.put(HEADERS + 16 * slot, &header);
+        self.describe(3 * slot, HEADERS + 16 * slot, 16, NEXT);
+        let flag = if write { 0 } else { WRITE };
+        self.describe(3 * slot + 1, DATA + ((slot % SLOTS) << 20), len, flag | NEXT);
+        self.describe(3 * slot + 2, STATUSES + slot, 1, WRITE);
+        let entry = DRIVER + 4 + 2 * u64::from(self.available % SIZE);
+        self.client.put(entry, &(3 * slot as u16).to_le_bytes());
+        self.available = self.available.wrapping_add(1);
+    }
+}
+
+impl Disk for VirtioBlk {
+    fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn run(&mut self, write: bool, places: &mut Places<'_>, len: u64, depth: usize) {
         loop {
             let before = self.available;
             while usize::from(self.under_way()) < depth
@@ -74,32 +99,11 @@ impl VirtioBlk {
                 self.client.sleep();
             }
             while self.used != self.done() {
-                let slot = u64::from(self.used) % SLOTS;
+                let slot = u64::from(self.used) % REQUESTS;
                 let status = self.client.load(STATUSES + (slot & !3)) >> (8 * (slot & 3)) & 0xff;
                 assert_eq!(status, 0);
                 self.used = self.used.wrapping_add(1);
             }
         }
-    }
-
-    fn under_way(&self) -> u16 {
-        self.available.wrapping_sub(self.used)
-    }
-
-    fn done(&self) -> u16 {
-        (self.client.load(DEVICE) >> 16) as u16
-    }
-
-    fn add(&mut self, write: bool, place: u64, len: u64) {
-        let slot = u64::from(self.available) % SLOTS;
-        let header = [u64::from(write), place / 512].map(u64::to_le_bytes).concat();
-        self.client.put(HEADERS + 16 * slot, &header);
-        self.describe(3 * slot, HEADERS + 16 * slot, 16, NEXT);
-        let flag = if write { 0 } else { WRITE };
-        self.describe(3 * slot + 1, DATA + ((slot % 32) << 20), len, flag | NEXT);
-        self.describe(3 * slot + 2, STATUSES + slot, 1, WRITE);
-        let entry = DRIVER + 4 + 2 * u64::from(self.available % SIZE);
-        self.client.put(entry, &(3 * slot as u16).to_le_bytes());
-        self.available = self.available.wrapping_add(1);
     }
 }

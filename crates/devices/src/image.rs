@@ -8,6 +8,9 @@ use rustix::fs::{
     FallocateFlags, FileType, FlockOperation, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom,
 };
 use rustix::io::Errno;
+use vfio::FilePart;
+
+const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// Zeros for file systems that cannot make them.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -103,6 +106,8 @@ pub struct Image {
     read_only: bool,
     /// It cannot shrink.
     sealed: bool,
+    /// Its file is memory: to read it is never to wait for a disk.
+    in_memory: bool,
 }
 
 impl Image {
@@ -125,7 +130,8 @@ impl Image {
         }
         let len = length(file.as_fd()).map_err(failed)?;
         let path = Some(path.to_owned());
-        Ok(Self { file: Box::new(file), path, len, read_only, sealed: false })
+        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC);
+        Ok(Self { file: Box::new(file), path, len, read_only, sealed: false, in_memory })
     }
 
     /// `len` bytes of memory, zero at first. What was never written costs nothing.
@@ -140,7 +146,14 @@ impl Image {
         };
         let file =
             make().map_err(|error: Errno| ImageError::Memory { len, source: error.into() })?;
-        Ok(Self { file: Box::new(file), path: None, len, read_only: false, sealed: true })
+        Ok(Self {
+            file: Box::new(file),
+            path: None,
+            len,
+            read_only: false,
+            sealed: true,
+            in_memory: true,
+        })
     }
 
     /// Keeps others away, until `unlock`, or until this ends: a disk that can be written has its file for itself
@@ -209,6 +222,12 @@ impl Image {
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// The same bytes, for who puts them somewhere without a copy in between.
+    pub(crate) fn part(&self, at: u64, len: usize) -> FilePart<'_> {
+        let len = if self.check(at, len as u64).is_ok() { len } else { 0 };
+        FilePart { file: self.fd(), offset: at, len, in_memory: self.in_memory }
     }
 
     /// Reads all of `data`. Where a file has shrunk there is nothing to read.

@@ -8,6 +8,7 @@
 //! | [`Ioat`] | the DMA engine of Intel's servers (CB3): copies memory | `docs/ioat.md` |
 #![forbid(unsafe_code)]
 
+mod burst;
 mod image;
 mod ioat;
 mod nvme;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use vfio::{Access, Bus, DmaError};
+use vfio::{Access, Bus, DmaError, FilePart};
 
 /// Runs of memory, one after the other, and how far they have been moved through.
 #[derive(Default)]
@@ -51,34 +51,54 @@ impl Scatter {
 
     /// Writes the next bytes to memory.
     pub(crate) fn put(&mut self, bus: &mut Bus, bytes: &[u8]) -> Result<(), DmaError> {
-        self.advance(bytes.len(), |at, part| bus.write(at, &bytes[part]))
+        self.advance(bytes.len(), |at, part| {
+            let len = part.len();
+            bus.write(at, &bytes[part]).map(|()| len)
+        })
+        .map(drop)
+    }
+
+    /// Writes the first of these bytes to memory, as many as get there without a copy in between. How many; `put` is for
+    /// the rest.
+    pub(crate) fn put_from(
+        &mut self,
+        bus: &mut Bus,
+        from: FilePart<'_>,
+    ) -> Result<usize, DmaError> {
+        self.advance(from.len, |at, part| bus.write_from(at, from.part(part)))
     }
 
     /// Reads the next bytes from memory.
     pub(crate) fn take(&mut self, bus: &mut Bus, bytes: &mut [u8]) -> Result<(), DmaError> {
-        self.advance(bytes.len(), |at, part| bus.read(at, &mut bytes[part]))
+        self.advance(bytes.len(), |at, part| {
+            let len = part.len();
+            bus.read(at, &mut bytes[part]).map(|()| len)
+        })
+        .map(drop)
     }
 
-    /// Moves at most `len` bytes, as many as there are.
+    /// Moves at most `len` bytes, as many as there are, until `access` moves less than it was asked for; how many.
     fn advance(
         &mut self,
         len: usize,
-        mut access: impl FnMut(Access, Range<usize>) -> Result<(), DmaError>,
-    ) -> Result<(), DmaError> {
+        mut access: impl FnMut(Access, Range<usize>) -> Result<usize, DmaError>,
+    ) -> Result<usize, DmaError> {
         let mut moved = 0;
         while moved < len {
             let Some(run) = self.runs.get(self.next) else { break };
             let part = ((len - moved) as u64).min(run.len - self.done);
             let at = run.address.wrapping_add(self.done);
-            let range = moved..moved + part as usize;
-            moved = range.end;
-            access(Access::at(at), range)?;
-            self.done += part;
+            let done = access(Access::at(at), moved..moved + part as usize)?;
+            moved += done;
+            self.done += done as u64;
             if self.done == run.len {
                 (self.next, self.done) = (self.next + 1, 0);
             }
+            if (done as u64) < part {
+                break;
+            }
         }
-        Ok(())
+        Ok(moved)
     }
 }
 
@@ -98,7 +118,7 @@ mod tests {
             let mut moves = Vec::new();
             let note = |at: Access, part: Range<usize>| {
                 moves.push((at.address, part.len()));
-                Ok(())
+                Ok(part.len())
             };
             scatter.advance(len, note).unwrap();
             moves.retain(|(_, len)| *len > 0);

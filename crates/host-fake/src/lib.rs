@@ -6,11 +6,12 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host::{
-    Access, BusError, Capability, Errno, Fault, File, FilePinError, KernelFile, Mm, MmCounters,
-    OpenFile, PAGE_SIZE, PhysAllocation, PhysMemory, PhysRun, Task, User,
+    Access, BusError, Capability, Errno, Fault, File, FilePart, FilePinError, KernelFile, Mm,
+    MmCounters, OpenFile, PAGE_SIZE, PhysAllocation, PhysMemory, PhysRun, Task, User,
 };
 
 /// First address of the user memory.
@@ -218,6 +219,15 @@ impl PhysMemory for FakeHost {
 
     fn write(&self, pa: u64, buf: &[u8]) -> Result<(), BusError> {
         self.copy_to_user(pa, buf).map_err(|fault| BusError { pa: fault.va })
+    }
+
+    /// Ends early, as where a disk has to be waited for: amid a page.
+    fn write_from(&self, pa: u64, from: FilePart<'_>) -> usize {
+        let mut bytes = [0; 1500];
+        let wanted = &mut bytes[..from.len.min(1500)];
+        let file = from.file.try_clone_to_owned().map(std::fs::File::from);
+        let read = file.and_then(|file| file.read_at(wanted, from.offset)).unwrap_or(0);
+        self.copy_to_user(pa, &bytes[..read]).map_or(0, |()| read)
     }
 
     fn unpin(&self, run: PhysRun) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use host::{Fault, PAGE_SIZE, PhysRun};
+use host::{Fault, FilePart, PAGE_SIZE, PhysRun};
 
 use crate::buddy::{Buddy, MIN_ORDER};
 use crate::segment::Segment;
@@ -180,6 +180,17 @@ impl Table {
 
     pub(crate) fn write(&self, pa: u64, buf: &[u8]) -> Result<(), Fault> {
         self.access(pa, buf.len(), true, |segment, offset, part| segment.write(offset, &buf[part]))
+    }
+
+    /// Writes the first of these bytes; how many.
+    pub(crate) fn write_from(&self, pa: u64, from: FilePart<'_>) -> usize {
+        let mut done = 0;
+        // Where it ends early, there is nothing to say that the long way does not find out.
+        let _ = self.access(pa, from.len, true, |segment, offset, part| {
+            done += segment.write_from(offset, from.part(part.clone()));
+            if done == part.end { Ok(()) } else { Err(Fault { va: pa }) }
+        });
+        done
     }
 
     pub(crate) fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<u64, Fault> {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use host::{BusError, PAGE_SIZE, PhysAllocation, PhysMemory, PhysRun};
+use host::{BusError, FilePart, PAGE_SIZE, PhysAllocation, PhysMemory, PhysRun};
 use parking_lot::RwLock;
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -13,7 +13,7 @@ use crate::fd::PrivateFd;
 use crate::memfile::key_of;
 use crate::object::{Key, Table};
 use crate::segment::Segment;
-use crate::user_copy::{read_own, write_own};
+use crate::user_copy::{read_own, write_own, write_own_from};
 
 /// The physical address space of one process's machine.
 pub struct Phys {
@@ -65,6 +65,14 @@ impl PhysMemory for Phys {
         let result =
             if pa < WINDOW_START { write_own(pa, buf) } else { self.table.read().write(pa, buf) };
         result.map_err(|_| BusError { pa })
+    }
+
+    fn write_from(&self, pa: u64, from: FilePart<'_>) -> usize {
+        if pa < WINDOW_START {
+            write_own_from(pa, from)
+        } else {
+            self.table.read().write_from(pa, from)
+        }
     }
 
     fn load(&self, pa: u64) -> Result<u64, BusError> {

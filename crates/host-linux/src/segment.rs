@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use host::Fault;
+use host::{Fault, FilePart};
 use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use rustix::mm::{madvise, mmap, mprotect, mremap_fixed};
 
 use crate::place::Place;
-use crate::user_copy::{read_own, read_process, write_own, write_process};
+use crate::user_copy::{read_own, read_process, write_own, write_own_from, write_process};
 use crate::vma::{Maps, Vma};
 
 /// A stretch of an object that can be read and perhaps written.
@@ -171,6 +171,16 @@ impl Segment {
                 }
                 write_process(*pid, va + delta, buf)
             }
+        }
+    }
+
+    /// Writes the first of these bytes at `offset` of the object, inside [`Self::range`]; how many.
+    pub(crate) fn write_from(&self, offset: u64, from: FilePart<'_>) -> usize {
+        match &self.backing {
+            Backing::Mapping(mapping) => {
+                write_own_from(mapping.place.base() as u64 + (offset - self.range.start), from)
+            }
+            Backing::Client { .. } => 0,
         }
     }
 }

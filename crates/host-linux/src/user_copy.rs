@@ -3,9 +3,12 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use host::Fault;
+use std::os::fd::AsRawFd;
+
+use host::{Fault, FilePart};
 
 use crate::scratch;
+use crate::sys::syscall6;
 
 thread_local! {
     /// The calling thread's stack, `(lowest, end)`; `end` is 0 until asked for.
@@ -102,6 +105,18 @@ pub(crate) fn write_own(va: u64, buf: &[u8]) -> Result<(), Fault> {
         Some(false) => Err(Fault { va }),
         None => write_process(own_pid(), va, buf),
     }
+}
+
+/// Has the kernel write the first of these bytes to this process's memory at `va`; how many. On a bad address it writes
+/// none, and raises no signal.
+pub(crate) fn write_own_from(va: u64, from: FilePart<'_>) -> usize {
+    let to = iovec(va as usize, from.len);
+    let (fd, at) = (from.file.as_raw_fd() as usize, from.offset as usize);
+    let flags = if from.in_memory { 0 } else { libc::RWF_NOWAIT as usize };
+    // SAFETY: `to` is read during the call only; the kernel checks what it says, and what it writes there is what the
+    // caller wants there.
+    let n = unsafe { syscall6(libc::SYS_preadv2, [fd, &raw const to as usize, 1, at, 0, flags]) };
+    usize::try_from(n).unwrap_or(0)
 }
 
 /// Reads memory of the process `pid`, all of it or a fault.

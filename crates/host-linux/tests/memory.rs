@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use host::{Access, Fault, FilePinError, Mm, PAGE_SIZE, PhysRun};
+use host::{Access, Fault, FilePart, FilePinError, Mm, PAGE_SIZE, PhysRun};
 use host_linux::Host;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
@@ -234,6 +234,55 @@ fn truncation_aborts() {
     host.phys().write(grown.last().unwrap().pa, b"grown").unwrap();
     unpin(&host, grown);
     unpin(&host, runs);
+}
+
+#[test]
+fn bytes_of_a_file_go_to_memory_that_is_there() {
+    let host = Host::new().unwrap();
+    let from = memfd(4);
+    rustix::io::pwrite(&from, b"bytes", PAGE_SIZE - 2).unwrap();
+    let part = |offset: u64, len: u64, in_memory: bool| FilePart {
+        file: from.as_fd(),
+        offset,
+        len: len as usize,
+        in_memory,
+    };
+    let all = part(0, 3 * PAGE_SIZE, true);
+    let (sealed, loose) = (memfd(3), memfd(3));
+    rustix::fs::fcntl_add_seals(&sealed, rustix::fs::SealFlags::SHRINK).unwrap();
+    let private = Map::anonymous(3, MapFlags::PRIVATE);
+    let mut runs = pin(host.local_mm(), private.va(), 3, Access::Write).unwrap();
+    for fd in [&sealed, &loose] {
+        runs.extend(pin_file(&host, fd, 0, 3).unwrap());
+    }
+    let phys = host.phys();
+    for run in &runs {
+        assert_eq!(phys.write_from(run.pa, all), all.len);
+        assert_eq!(&read(&host, run.pa + PAGE_SIZE - 2).unwrap(), b"bytes");
+        assert_eq!(phys.write_from(run.pa + 1, part(4 * PAGE_SIZE - 8, 100, true)), 8, "its end");
+        assert_eq!(phys.write_from(run.pa, part(4 * PAGE_SIZE, 1, true)), 0, "beyond it");
+    }
+    // What is taken away, or never was there, gets nothing; no signal.
+    private.unmap_page(1);
+    ftruncate(&loose, PAGE_SIZE).unwrap();
+    for at in [runs[0].pa, runs[2].pa] {
+        assert_eq!(phys.write_from(at + PAGE_SIZE, part(0, PAGE_SIZE, true)), 0);
+        assert_eq!(phys.write_from(at, all), PAGE_SIZE as usize);
+    }
+    assert_eq!(phys.write_from(1 << 46, all), 0);
+    assert_eq!(phys.write_from(u64::MAX, all), 0);
+    assert_eq!(phys.write_from(runs[1].pa + 3 * PAGE_SIZE, all), 0);
+    // A disk is not waited for: some of it may be there.
+    assert!(phys.write_from(runs[1].pa, part(0, 8, false)) <= 8);
+    unpin(&host, runs);
+
+    let constant = std::hint::black_box(&CONSTANT).as_ptr() as u64;
+    assert_eq!(phys.write_from(constant, part(0, 5, true)), 0, "read-only");
+    let child = Child::new();
+    let mm = host.mm_of(child.pid as u32).unwrap();
+    let theirs = pin(&mm, private.va(), 1, Access::Write).unwrap();
+    assert_eq!(phys.write_from(theirs[0].pa, all), 0, "not ours: the long way");
+    unpin(&host, theirs);
 }
 
 #[test]

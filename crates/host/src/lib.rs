@@ -25,8 +25,8 @@ mod task;
 
 pub use file::{CharDevice, File, FileMode, MappedMemory, MmapBacking, MmapRequest, Notify};
 pub use mm::{
-    Access, BusError, Fault, FilePinError, KernelFile, Mm, MmCounters, PhysAllocation, PhysMemory,
-    PhysRun, StartThread, User,
+    Access, BusError, Fault, FilePart, FilePinError, KernelFile, Mm, MmCounters, PhysAllocation,
+    PhysMemory, PhysRun, StartThread, User,
 };
 pub use rustix::io::Errno;
 pub use task::{Capability, MappedFile, OpenFile, Task};

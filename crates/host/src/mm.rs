@@ -1,6 +1,7 @@
 use std::any::Any;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The user's memory could not be accessed: `EFAULT`.
@@ -146,6 +147,27 @@ pub trait KernelFile: Send + Sync {
 /// Starts a thread with a name.
 pub type StartThread<'a> = dyn Fn(&str, Box<dyn FnOnce() + Send>) -> io::Result<()> + 'a;
 
+/// Bytes of a file that a device puts into memory.
+#[derive(Debug, Clone, Copy)]
+pub struct FilePart<'a> {
+    /// The file.
+    pub file: BorrowedFd<'a>,
+    /// Where in it they begin.
+    pub offset: u64,
+    /// How many they are.
+    pub len: usize,
+    /// The file is memory: to read it is never to wait for a disk.
+    pub in_memory: bool,
+}
+
+impl FilePart<'_> {
+    /// A part of it.
+    #[must_use]
+    pub fn part(&self, part: Range<usize>) -> Self {
+        Self { offset: self.offset + part.start as u64, len: part.len(), ..*self }
+    }
+}
+
 /// The physical address space that devices reach.
 pub trait PhysMemory: Send + Sync {
     /// A device reads `buf.len()` bytes at `pa`. Memory that its owner has taken
@@ -154,6 +176,14 @@ pub trait PhysMemory: Send + Sync {
 
     /// A device writes `buf` at `pa`.
     fn write(&self, pa: u64, buf: &[u8]) -> Result<(), BusError>;
+
+    /// A short cut to [`write`](Self::write): has the kernel put bytes of a file at `pa`, without a copy in between and
+    /// without waiting for a disk. How many of them, from the first on; whatever the reason, the rest has to be read and
+    /// written.
+    fn write_from(&self, pa: u64, from: FilePart<'_>) -> usize {
+        let _ = (pa, from);
+        0
+    }
 
     /// A device reads the naturally aligned little-endian word at `pa`, as a whole: what
     /// translation tables are made of.

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use host::{MACHINE_START, PHYS_BITS, PhysMemory};
+use host::{FilePart, MACHINE_START, PHYS_BITS, PhysMemory};
 use pagetable::{Granule, HeapPool, OutOfMemory, TableMemory};
 use smmuv3::{Abort, Memory};
 
@@ -49,6 +49,11 @@ impl Bus {
     /// The bytes of the machine's own memory that are in use.
     pub fn own_memory(&self) -> u64 {
         self.own.size()
+    }
+
+    /// A short cut to [`write`](Memory::write): see [`PhysMemory::write_from`].
+    pub(crate) fn write_from(&self, address: u64, from: FilePart<'_>) -> usize {
+        if address < MACHINE_START { self.processes.write_from(address, from) } else { 0 }
     }
 
     fn own_words(&self, address: u64, len: usize) -> Option<&[AtomicU64]> {

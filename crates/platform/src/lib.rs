@@ -36,6 +36,7 @@ use crate::observe::Watch;
 pub use arm_smmu_v3::DeviceOptions;
 pub use bus::Bus;
 pub use endpoint::Capabilities;
+pub use host::FilePart;
 pub use irq::Spawn;
 pub use its::{Its, ItsDevice, ItsError, Sink};
 pub use mmio::Registers;

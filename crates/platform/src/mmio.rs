@@ -11,7 +11,6 @@ use smmuv3::Abort;
 
 use crate::irq::Spawn;
 use crate::monitor::Monitor;
-use crate::port::Data;
 
 /// What answers in a range of physical addresses. No method may wait for DMA.
 pub trait Registers: Send + Sync {
@@ -85,18 +84,35 @@ impl Mmio {
         Some(first)
     }
 
-    /// An access of a device, which waits until it is done or `halted`.
-    pub(crate) fn access(
+    /// A device reads `len` bytes: it waits until that is done, or the device `halted`.
+    pub(crate) fn read(
         self: &Arc<Self>,
         address: u64,
-        data: Data<'_>,
+        len: usize,
+        halted: impl Fn() -> bool,
+    ) -> Result<Vec<u8>, Abort> {
+        let (registers, offset) = self.find(address, len)?;
+        self.wait_for(registers, offset, Transfer::Read(len), halted)
+    }
+
+    /// A device writes, likewise.
+    pub(crate) fn write(
+        self: &Arc<Self>,
+        address: u64,
+        data: &[u8],
         halted: impl Fn() -> bool,
     ) -> Result<(), Abort> {
         let (registers, offset) = self.find(address, data.len())?;
-        let transfer = match &data {
-            Data::Read(data) => Transfer::Read(data.len()),
-            Data::Write(data) => Transfer::Write(data.to_vec()),
-        };
+        self.wait_for(registers, offset, Transfer::Write(data.to_vec()), halted).map(drop)
+    }
+
+    fn wait_for(
+        self: &Arc<Self>,
+        registers: Arc<dyn Registers>,
+        offset: u64,
+        transfer: Transfer,
+        halted: impl Fn() -> bool,
+    ) -> Outcome {
         let mut state = self.state.lock();
         self.start(&mut state)?;
         let ticket = state.next_ticket;
@@ -107,11 +123,7 @@ impl Mmio {
         loop {
             if let Some(Some(outcome)) = state.fates.get_mut(&ticket).map(Option::take) {
                 state.fates.remove(&ticket);
-                let bytes = outcome?;
-                if let Data::Read(data) = data {
-                    data.copy_from_slice(&bytes);
-                }
-                return Ok(());
+                return outcome;
             }
             if halted() {
                 // What has not begun never happens.
@@ -183,5 +195,76 @@ impl Mmio {
                 self.state.notify();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Each write waits until the test lets it go on.
+    struct Slow {
+        begun: mpsc::Sender<u64>,
+        go_on: parking_lot::Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Registers for Slow {
+        fn read(&self, offset: u64, data: &mut [u8]) -> bool {
+            data.fill(offset as u8);
+            true
+        }
+
+        fn write(&self, offset: u64, _data: &[u8]) -> bool {
+            self.begun.send(offset).unwrap();
+            self.go_on.lock().recv().unwrap();
+            offset < 8
+        }
+    }
+
+    #[test]
+    fn what_has_not_begun_when_its_device_is_halted_never_happens() {
+        let spawn: Spawn = Arc::new(|_, run| {
+            std::thread::spawn(run);
+            Ok(())
+        });
+        let mmio = Mmio::new(spawn, 0x1_0000, 0x4_0000);
+        let ((begun, beginnings), (go_on, signals)) = (mpsc::channel(), mpsc::channel());
+        let slow = Arc::new(Slow { begun, go_on: parking_lot::Mutex::new(signals) });
+        let registers: Weak<dyn Registers> = Arc::downgrade(&(slow.clone() as Arc<_>));
+        let at = mmio.place(0x2_0000, registers.clone()).unwrap();
+        assert_eq!(at, 0x2_0000, "aligned");
+        assert_eq!(mmio.place(0x1000, registers), None, "no room is left");
+        assert_eq!(mmio.read(at + 5, 2, || false), Ok(vec![5, 5]));
+        assert_eq!(mmio.read(at + 0x1_fff8, 9, || false), Err(Abort), "beyond the end");
+        assert_eq!(mmio.read(at - 1, 1, || false), Err(Abort), "nothing there");
+        let halted = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let write = |offset: u64| {
+                let (mmio, halted) = (&mmio, &halted);
+                scope.spawn(move || mmio.write(at + offset, &[1], || halted.load(Ordering::SeqCst)))
+            };
+            let first = write(0);
+            assert_eq!(beginnings.recv(), Ok(0));
+            let second = write(1);
+            while mmio.state.lock().waiting.is_empty() {
+                std::thread::yield_now();
+            }
+            halted.store(true, Ordering::SeqCst);
+            mmio.wake();
+            assert_eq!((first.join().unwrap(), second.join().unwrap()), (Err(Abort), Err(Abort)));
+            halted.store(false, Ordering::SeqCst);
+            // The first is carried out all the same, the second is not.
+            let third = write(8);
+            go_on.send(()).unwrap();
+            assert_eq!(beginnings.recv(), Ok(8));
+            go_on.send(()).unwrap();
+            assert_eq!(third.join().unwrap(), Err(Abort), "the registers say so");
+        });
+        drop(slow);
+        assert_eq!(mmio.read(at, 1, || false), Err(Abort), "they are gone");
+        mmio.close();
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
+use host::FilePart;
 use parking_lot::Mutex;
 use smmuv3::{Abort, Memory, Refused, Requester, Resume, Transaction};
 
@@ -68,29 +69,33 @@ struct Behind {
 }
 
 /// Where the data of an access comes from, or goes to.
-pub(crate) enum Data<'a> {
+enum Data<'a> {
     /// From memory.
     Read(&'a mut [u8]),
     /// To memory.
     Write(&'a [u8]),
+    /// From a file to memory.
+    From(FilePart<'a>),
 }
 
 impl Data<'_> {
-    pub(crate) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         match self {
             Self::Read(data) => data.len(),
             Self::Write(data) => data.len(),
+            Self::From(file) => file.len,
         }
     }
 
     fn is_write(&self) -> bool {
-        matches!(self, Self::Write(_))
+        !matches!(self, Self::Read(_))
     }
 
     fn part(&mut self, part: Range<usize>) -> Data<'_> {
         match self {
             Self::Read(data) => Data::Read(&mut data[part]),
             Self::Write(data) => Data::Write(&data[part]),
+            Self::From(file) => Data::From(file.part(part)),
         }
     }
 }
@@ -182,33 +187,45 @@ impl Port {
     /// on a thread of its own.
     #[inline]
     pub fn read(&mut self, access: Access, data: &mut [u8]) -> Result<(), DmaError> {
-        self.watched(access, Data::Read(data))
+        self.watched(access, Data::Read(data)).map(drop)
     }
 
     /// Writes memory; 4 aligned bytes may reach a doorbell. Waits as [`Port::read`] does.
     #[inline]
     pub fn write(&mut self, access: Access, data: &[u8]) -> Result<(), DmaError> {
-        self.watched(access, Data::Write(data))
+        self.watched(access, Data::Write(data)).map(drop)
+    }
+
+    /// A short cut to [`Port::write`]: bytes of a file, without a copy in between, where memory and file allow. How many
+    /// of them, from the first on; the rest has to be read and written.
+    pub fn write_from(&mut self, access: Access, from: FilePart<'_>) -> Result<usize, DmaError> {
+        self.watched(access, Data::From(from))
     }
 
     /// Sends a message: `data` to the doorbell at `address`, which is never translated in advance.
     pub fn message(&mut self, address: u64, data: u32) -> Result<(), DmaError> {
         let begun = self.watch.begin();
         let result = self.untranslated(Access::at(address), Data::Write(&data.to_le_bytes()));
+        let result = result.map(drop);
         self.watch.message(begun, address, data, result);
         result
     }
 
+    /// How many bytes were moved: all, but for what comes from a file.
     #[inline]
-    fn watched(&mut self, access: Access, data: Data<'_>) -> Result<(), DmaError> {
+    fn watched(&mut self, access: Access, data: Data<'_>) -> Result<usize, DmaError> {
         let (begun, write, length) = (self.watch.begin(), data.is_write(), data.len());
         let result = self.access(access, data);
-        self.watch.dma(begun, access, write, length, result);
+        let length = result.unwrap_or(length);
+        // A short cut that led nowhere was no access.
+        if length > 0 {
+            self.watch.dma(begun, access, write, length, result.map(drop));
+        }
         result
     }
 
     #[inline]
-    fn access(&mut self, access: Access, data: Data<'_>) -> Result<(), DmaError> {
+    fn access(&mut self, access: Access, data: Data<'_>) -> Result<usize, DmaError> {
         if self.endpoint.atc.is_enabled() {
             return self.by_atc(access, data);
         }
@@ -216,7 +233,7 @@ impl Port {
     }
 
     #[inline]
-    fn untranslated(&mut self, access: Access, mut data: Data<'_>) -> Result<(), DmaError> {
+    fn untranslated(&mut self, access: Access, mut data: Data<'_>) -> Result<usize, DmaError> {
         let error = DmaError { address: access.address };
         let Self { bus, doorbells, device_id, endpoint, behind, .. } = self;
         let outside = Outside { bus, doorbells, device_id: *device_id, endpoint };
@@ -226,7 +243,7 @@ impl Port {
         let transaction = transaction(behind.stream_id, access, data.is_write());
         loop {
             let resume = match issue(&mut behind.requester, &transaction, &mut data, &outside) {
-                Ok(()) => return Ok(()),
+                Ok(moved) => return Ok(moved),
                 Err(Refused::RazWi) => Resume::RazWi,
                 Err(Refused::Abort) => Resume::Abort,
                 Err(Refused::Stalled { stag }) => {
@@ -237,11 +254,11 @@ impl Port {
             match (resume, data) {
                 (Resume::Retry, same) => data = same,
                 (Resume::Abort, _) => return Err(error),
-                (Resume::RazWi, Data::Write(_)) => return Ok(()),
                 (Resume::RazWi, Data::Read(data)) => {
                     data.fill(0);
-                    return Ok(());
+                    return Ok(data.len());
                 }
+                (Resume::RazWi, data) => return Ok(data.len()),
             }
         }
     }
@@ -249,7 +266,7 @@ impl Port {
     /// An access of a function with ATS: translated first, then made.
     #[cold]
     #[inline(never)]
-    fn by_atc(&mut self, access: Access, mut data: Data<'_>) -> Result<(), DmaError> {
+    fn by_atc(&mut self, access: Access, mut data: Data<'_>) -> Result<usize, DmaError> {
         let error = DmaError { address: access.address };
         let mut done = 0;
         while done < data.len() {
@@ -260,7 +277,7 @@ impl Port {
             let model = behind.requester.smmu().clone();
             let (address, len, age) =
                 match endpoint.reach(&model, at, rest.is_write(), rest.len())? {
-                    Reach::Untranslated => return self.untranslated(at, rest),
+                    Reach::Untranslated => return Ok(done + self.untranslated(at, rest)?),
                     Reach::Translated { address, len, age } => (address, len, age),
                 };
             let len = rest.len().min(usize::try_from(len).unwrap_or(usize::MAX));
@@ -271,10 +288,13 @@ impl Port {
             let outside = Outside { bus, doorbells, device_id: *device_id, endpoint };
             let result = issue(&mut behind.requester, &to, &mut rest.part(0..len), &outside);
             endpoint.finish(&model, age);
-            result.map_err(|_| error)?;
-            done += len;
+            let moved = result.map_err(|_| error)?;
+            done += moved;
+            if moved < len {
+                break;
+            }
         }
-        Ok(())
+        Ok(done)
     }
 }
 
@@ -285,7 +305,7 @@ fn issue(
     transaction: &Transaction,
     data: &mut Data<'_>,
     outside: &Outside<'_>,
-) -> Result<(), Refused> {
+) -> Result<usize, Refused> {
     let mut transfer = requester.begin();
     let left = 0x1000 - (transaction.address & 0xfff) as usize;
     if (1..=left).contains(&data.len()) {
@@ -293,10 +313,9 @@ fn issue(
         let to = transfer.translate(transaction)?.address;
         return Ok(outside.transfer(to, data.part(0..data.len()))?);
     }
-    match data {
-        Data::Read(data) => transfer.read(transaction, data),
-        Data::Write(data) => transfer.write(transaction, data),
-    }
+    transfer.each_run(transaction, data.len(), |_, address, part| {
+        outside.transfer(address, data.part(part))
+    })
 }
 
 /// A device at what is behind the IOMMU.
@@ -308,26 +327,40 @@ struct Outside<'a> {
 }
 
 impl Outside<'_> {
-    /// Reads or writes memory or registers, or rings a doorbell.
+    /// Reads or writes memory or registers, or rings a doorbell; how many bytes were moved.
     #[inline]
-    fn transfer(&self, address: u64, data: Data<'_>) -> Result<(), Abort> {
+    fn transfer(&self, address: u64, data: Data<'_>) -> Result<usize, Abort> {
         if MMIO.contains(&address) {
             return self.registers(address, data);
         }
+        let len = data.len();
         match data {
-            Data::Read(data) => self.bus.read(address, data),
-            Data::Write(data) => self.bus.write(address, data),
+            Data::Read(data) => self.bus.read(address, data)?,
+            Data::Write(data) => self.bus.write(address, data)?,
+            Data::From(file) => return Ok(self.bus.write_from(address, file)),
         }
+        Ok(len)
     }
 
-    fn registers(&self, address: u64, data: Data<'_>) -> Result<(), Abort> {
+    fn registers(&self, address: u64, data: Data<'_>) -> Result<usize, Abort> {
+        let len = data.len();
         if let Data::Write(data) = &data
             && let Ok(message) = <[u8; 4]>::try_from(*data)
             && let Some(its) = self.doorbells.at(address)
         {
-            return self.ring(&its, address, message);
+            self.ring(&its, address, message)?;
+            return Ok(len);
         }
-        self.bus.mmio.access(address, data, || self.endpoint.is_halted())
+        let halted = || self.endpoint.is_halted();
+        match data {
+            Data::Read(data) => {
+                data.copy_from_slice(&self.bus.mmio.read(address, data.len(), halted)?);
+            }
+            Data::Write(data) => self.bus.mmio.write(address, data, halted)?,
+            // No short cut leads there.
+            Data::From(_) => return Ok(0),
+        }
+        Ok(len)
     }
 
     fn ring(&self, its: &Its, address: u64, message: [u8; 4]) -> Result<(), Abort> {

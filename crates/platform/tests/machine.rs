@@ -2,7 +2,9 @@
 
 mod common;
 
+use std::fs::File;
 use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +12,9 @@ use common::{Machine, NEST_PARENT};
 use host::{Errno, Mm};
 use host_fake::BASE;
 use iommu::{Doorbells, Target};
-use platform::{Access, Dma, ItsDevice, Message, Observer, Platform, Port, Sink};
+use platform::{
+    Access, DeviceOptions, Dma, FilePart, ItsDevice, Message, Observer, Platform, Port, Sink,
+};
 
 /// The window for doorbells that the driver reserves.
 const WINDOW: RangeInclusive<u64> = 0x800_0000..=0x80f_ffff;
@@ -49,6 +53,40 @@ fn dma_goes_where_the_ioas_says_and_nowhere_else() {
     assert!(port.read(Access::at(BASE), &mut data).is_err(), "a physical address is no IOVA");
     machine.context.unbind(id).unwrap();
     assert!(port.read(Access::at(0x4000_0000), &mut data).is_err());
+}
+
+#[test]
+fn bytes_of_a_file_go_as_far_as_they_can_and_no_further_than_is_mapped() {
+    // Any file with known bytes. The made-up host moves 1500 at most.
+    let name = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machine.rs");
+    let (file, bytes) = (File::open(name).unwrap(), std::fs::read(name).unwrap());
+    for ats in [false, true] {
+        let machine = Machine::new();
+        let options = DeviceOptions { ats, ..DeviceOptions::default() };
+        let (device, mut port) = machine.device_with(0x10, options);
+        let id = machine.bind(device);
+        let ioas = machine.ioas();
+        let mut from = |offset: u64, len: usize, iova: u64| {
+            let part = FilePart { file: file.as_fd(), offset, len, in_memory: true };
+            port.write_from(Access::at(iova), part).ok()
+        };
+        assert_eq!(from(0, 10, 0x4000_0000), None, "nothing is attached");
+        // Two pages, the other way round in memory.
+        machine.map(ioas, BASE + 0x1000, 0x4000_0000).unwrap();
+        machine.map(ioas, BASE, 0x4000_1000).unwrap();
+        machine.context.attach(id, Target::Rid, ioas).unwrap();
+        assert_eq!(from(5, 100, 0x4000_0ffe), Some(100), "across pages");
+        assert_eq!(from(5, 4000, 0x4000_0800), Some(1500), "as far as the host goes");
+        let mut seen = [0; 2048];
+        machine.host.copy_from_user(BASE + 0x1800, &mut seen).unwrap();
+        assert_eq!(seen[..1500], bytes[5..1505]);
+        assert_eq!(seen[2046..], bytes[5..7]);
+        machine.host.copy_from_user(BASE, &mut seen).unwrap();
+        assert_eq!(seen[..98], bytes[7..105]);
+        assert_eq!(from(0, 100, 0x4000_1ffe), None, "the next page is not mapped");
+        assert_eq!(from(bytes.len() as u64, 1, 0x4000_0000), Some(0), "the end of the file");
+        assert_eq!(from(0, 0, 0x4000_0000), Some(0));
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Where transactions enter: ports, and what they remember.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use pagetable::{Permissions, Shareability};
@@ -9,7 +10,7 @@ use crate::cache::generation::Space;
 use crate::cache::in_flight::Marker;
 use crate::cache::tlb::{Tags, Tlb};
 use crate::config::Context;
-use crate::platform::Memory;
+use crate::platform::{Abort, Memory};
 use crate::smmu::Smmu;
 use crate::stale::{Served, Word, origin};
 use crate::sync::{Fence, SeqCst};
@@ -190,26 +191,41 @@ impl<M: Memory, F: Fence> Transfer<'_, M, F> {
     /// Reads through the SMMU from the device's address space. Bytes before the first failing page
     /// may have been read.
     pub fn read(&mut self, transaction: &Transaction, data: &mut [u8]) -> Result<(), Refused> {
-        let mut done = 0;
-        while done < data.len() {
-            let (address, length) = self.run(transaction, done, data.len())?;
-            self.requester.smmu.memory.read(address, &mut data[done..done + length])?;
-            done += length;
-        }
-        Ok(())
+        let len = data.len();
+        let each = |memory: &M, address, part: Range<usize>| {
+            memory.read(address, &mut data[part.clone()]).map(|()| part.len())
+        };
+        self.each_run(transaction, len, each).map(drop)
     }
 
     /// Writes through the SMMU to the device's address space. Bytes before the first failing page may have been
     /// written.
     pub fn write(&mut self, transaction: &Transaction, data: &[u8]) -> Result<(), Refused> {
         let transaction = Transaction { write: true, ..*transaction };
+        let each = |memory: &M, address, part: Range<usize>| {
+            memory.write(address, &data[part.clone()]).map(|()| part.len())
+        };
+        self.each_run(&transaction, data.len(), each).map(drop)
+    }
+
+    /// Has `each` move the physically contiguous parts of an access of `len` bytes, one after the other, until it moves
+    /// less than such a part; how many bytes it has moved altogether.
+    pub fn each_run(
+        &mut self,
+        transaction: &Transaction,
+        len: usize,
+        mut each: impl FnMut(&M, u64, Range<usize>) -> Result<usize, Abort>,
+    ) -> Result<usize, Refused> {
         let mut done = 0;
-        while done < data.len() {
-            let (address, length) = self.run(&transaction, done, data.len())?;
-            self.requester.smmu.memory.write(address, &data[done..done + length])?;
-            done += length;
+        while done < len {
+            let (address, length) = self.run(transaction, done, len)?;
+            let moved = each(&self.requester.smmu.memory, address, done..done + length)?;
+            done += moved;
+            if moved < length {
+                break;
+            }
         }
-        Ok(())
+        Ok(done)
     }
 
     /// The next physically contiguous part of an access of `len` bytes of which `done` are done.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use platform::{Access, DmaError, Port};
+use platform::{Access, DmaError, FilePart, Port};
 
 use crate::interrupts::{Interrupts, Kind};
 
@@ -132,6 +132,13 @@ impl Bus {
     pub fn write(&mut self, access: Access, data: &[u8]) -> Result<(), DmaError> {
         self.mastering(access)?;
         self.port.write(access, data)
+    }
+
+    /// A short cut to [`Bus::write`]: bytes of a file, without a copy in between, where memory and file allow. How many of
+    /// them, from the first on; the rest has to be read and written.
+    pub fn write_from(&mut self, access: Access, from: FilePart<'_>) -> Result<usize, DmaError> {
+        self.mastering(access)?;
+        self.port.write_from(access, from)
     }
 
     /// Raises a vector, of MSI-X or of MSI, if software has enabled it. Vectors beyond those that MSI has share its first.

@@ -30,5 +30,5 @@ pub use device::{Bus, Device, Identity, InUse};
 pub use error::Error;
 pub use function::Function;
 pub use group::{Group, GroupNode};
-pub use platform::{Access, DmaError, PciAddress, Spawn};
+pub use platform::{Access, DmaError, FilePart, PciAddress, Spawn};
 pub use worker::{Work, Worker};

@@ -10,10 +10,8 @@ use super::namespace::Namespace;
 use super::prp::Prps;
 use super::spec::{Command, Status};
 use super::state::{Job, State};
+use crate::burst::Burst;
 use crate::scatter::Scatter;
-
-/// Commands of one queue before the next has its turn, and before interrupts are raised.
-const BURST: usize = 16;
 
 /// A controller, without its registers' side.
 pub(super) struct Controller {
@@ -92,10 +90,11 @@ impl Controller {
     fn commands(&self, bus: &mut Bus, queue: u16, life: u64) -> Result<(), Stopped> {
         let mut vectors = Vec::new();
         let mut result = Ok(());
-        for _ in 0..BURST {
+        let mut burst = Burst::new();
+        while burst.goes_on() {
             match self.next_command(bus, queue, life, &mut vectors) {
-                Ok(true) => {}
-                Ok(false) => break,
+                Ok(Some(moved)) => burst.spend(moved),
+                Ok(None) => break,
                 Err(stopped) => {
                     result = Err(stopped);
                     break;
@@ -106,17 +105,17 @@ impl Controller {
         result
     }
 
-    /// Carries out the next command of a queue, and adds the vector to raise; whether there was one.
+    /// Carries out the next command of a queue, and adds the vector to raise; how many bytes it moved, if there was one.
     fn next_command(
         &self,
         bus: &mut Bus,
         queue: u16,
         life: u64,
         vectors: &mut Vec<u16>,
-    ) -> Result<bool, Stopped> {
+    ) -> Result<Option<u64>, Stopped> {
         let (at, page) = {
             let mut state = self.alive(life)?;
-            let Some(at) = state.fetch(queue) else { return Ok(false) };
+            let Some(at) = state.fetch(queue) else { return Ok(None) };
             (at, state.page())
         };
         let mut bytes = [0; 64];
@@ -126,6 +125,7 @@ impl Controller {
         let command = Command::decode(&bytes);
         let running = Running { command: &command, page };
         let mut scratch = self.scratch.lock();
+        scratch.data.clear();
         let result = if command.flags != 0 {
             // Neither fused nor with scatter/gather lists.
             Err(Status::INVALID_FIELD)
@@ -134,9 +134,10 @@ impl Controller {
         } else {
             self.io(bus, &mut scratch, running).map(|()| Outcome::Done(0))
         };
+        let moved = scratch.data.len();
         drop(scratch);
         let (status, dword) = match result {
-            Ok(Outcome::Waits) => return Ok(true),
+            Ok(Outcome::Waits) => return Ok(Some(0)),
             Ok(Outcome::Done(dword)) => (Status::SUCCESS, dword),
             Err(status) => (status, 0),
         };
@@ -146,7 +147,7 @@ impl Controller {
         }
         let vector = self.post(bus, queue, life, command.id, status, dword)?;
         vectors.extend(vector.filter(|new| !vectors.contains(new)));
-        Ok(true)
+        Ok(Some(moved))
     }
 
     /// Posts a completion; the vector to raise, if there is one.

@@ -102,8 +102,10 @@ impl Controller {
                 scratch.gather(bus, running, len)?;
                 self.log.lock().count_read(len);
                 scratch.move_in_chunks(at, len, |data, at, bytes| {
-                    namespace.image.read(at, bytes).map_err(read_error)?;
-                    Ok(data.put(bus, bytes)?)
+                    let done = data.put_from(bus, namespace.image.part(at, bytes.len()))?;
+                    let rest = &mut bytes[done..];
+                    namespace.image.read(at + done as u64, rest).map_err(read_error)?;
+                    Ok(data.put(bus, rest)?)
                 })
             }
             nvm::WRITE => {

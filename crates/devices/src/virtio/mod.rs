@@ -17,6 +17,7 @@ use self::request::{Disk, MAX_RANGE, MAX_RANGES, Scratch};
 use self::ring::{Broken, MAX_SIZE};
 use self::spec::{ISR_CONFIG, ISR_QUEUE, NO_VECTOR, feature};
 use self::state::{COMMON_LEN, Effect, State};
+use crate::burst::Burst;
 use crate::image::Image;
 
 const VENDOR: u16 = 0x1af4;
@@ -36,9 +37,6 @@ const NOTIFY_STEP: u64 = 4;
 /// Bytes of the device configuration, and where its writable byte is.
 const CONFIG_LEN: usize = 60;
 const WRITEBACK: u64 = 32;
-
-/// Requests of one queue before the next has its turn, and before interrupts are raised.
-const BURST: usize = 16;
 
 /// A block device.
 pub struct VirtioBlk {
@@ -274,7 +272,8 @@ impl Engine {
         let mut scratch = self.scratch.lock();
         let alive = || self.alive(life).is_ok();
         let mut more = true;
-        for _ in 0..BURST {
+        let mut burst = Burst::new();
+        while burst.goes_on() {
             let cached = self.alive(life)?.is_cached();
             more = ring.pop(bus, &mut scratch.chain)?;
             if !more {
@@ -282,6 +281,7 @@ impl Engine {
             }
             let len = self.disk.execute(bus, &mut scratch, cached, &alive)?;
             ring.push(bus, scratch.chain.head, len.ok_or(Stopped)?)?;
+            burst.spend(scratch.chain.len());
         }
         more = more || ring.ask(bus, by_index)?;
         let wanted = ring.is_wanted(bus, before, by_index)?;

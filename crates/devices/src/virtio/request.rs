@@ -106,8 +106,10 @@ impl Disk {
             block::IN => {
                 let at = self.range(sector, room)?;
                 scratch.move_in_chunks(at, room, alive, |chain, at, bytes| {
-                    self.image.read(at, bytes)?;
-                    Ok(chain.writable.put(bus, bytes)?)
+                    let done = chain.writable.put_from(bus, self.image.part(at, bytes.len()))?;
+                    let rest = &mut bytes[done..];
+                    self.image.read(at + done as u64, rest)?;
+                    Ok(chain.writable.put(bus, rest)?)
                 })?;
                 Ok(room)
             }

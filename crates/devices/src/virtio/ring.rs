@@ -45,6 +45,13 @@ pub(super) struct Chain {
     table: Vec<u8>,
 }
 
+impl Chain {
+    /// Bytes altogether.
+    pub(super) fn len(&self) -> u64 {
+        self.readable.len().saturating_add(self.writable.len())
+    }
+}
+
 struct Descriptor {
     address: u64,
     len: u32,
