@@ -24,6 +24,7 @@ pri = true
 ";
 const CONFIG: u64 = 7 << 40;
 const IOVA: u64 = 0x4000_0000;
+const REGISTERS: u64 = 0x5000_0000;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -46,6 +47,27 @@ enum Op {
     Reopen {
         by_group: bool,
     },
+    /// Maps registers of the device for its own DMA, at an IOVA that says which.
+    Export {
+        offset: u64,
+        len: u64,
+        at: u64,
+    },
+    /// Has the engine go through descriptors, of which this is the first, between memory and registers.
+    Copy {
+        from: u64,
+        to: u64,
+        len: u64,
+        count: u16,
+    },
+    /// `VFIO_DEVICE_SET_IRQS` with an eventfd, or by it.
+    Irq {
+        index: u32,
+        flags: u32,
+        start: u32,
+        eventfd: bool,
+    },
+    Signal,
 }
 
 /// Offsets that mean something, and others.
@@ -79,6 +101,15 @@ fn words() -> impl Strategy<Value = [u32; 12]> {
     )
 }
 
+/// Where the engine copies from or to: memory, and registers, of which those of the channel do something.
+fn place() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        3 => (0..0x1_0000_u64).prop_map(|at| IOVA + at),
+        3 => (0..3_u64, 0..0xc0_u64).prop_map(|(at, register)| REGISTERS + (at << 16) + register),
+        1 => any::<u64>(),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let data = prop::collection::vec(any::<u8>(), 0..24);
     prop_oneof![
@@ -90,6 +121,16 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0..4_usize, 0x3b60..0x3b98_u64, words())
             .prop_map(|(file, command, words)| Op::Ioctl { file, command, words }),
         1 => any::<bool>().prop_map(|by_group| Op::Reopen { by_group }),
+        1 => (0..5_u64, 0..6_u64, 0..3_u64).prop_map(|(offset, len, at)| Op::Export {
+            offset: offset << 12,
+            len: len << 12,
+            at: REGISTERS + (at << 16),
+        }),
+        3 => (place(), place(), 0..20_u64, 0..4_u16)
+            .prop_map(|(from, to, len, count)| Op::Copy { from, to, len, count }),
+        2 => (0..5_u32, 0..0x40_u32, 0..2_u32, any::<bool>())
+            .prop_map(|(index, flags, start, eventfd)| Op::Irq { index, flags, start, eventfd }),
+        1 => Just(Op::Signal),
     ]
 }
 
@@ -173,13 +214,21 @@ proptest! {
         let (iommu, container) = (open("/dev/iommu"), open("/dev/vfio/vfio"));
         let mut other: Option<File> = None;
         let mut device = Some(open("/dev/vfio/devices/vfio0"));
-        let bind = |device: &File| {
-            ioctl(device, 0x3b76, &mut [16, 0, iommu.as_raw_fd() as u32, 0]);
-        };
-        bind(device.as_ref().unwrap());
         let mut alloc = [12, 0, 0];
         ioctl(&iommu, 0x3b81, &mut alloc);
-        ioctl(device.as_ref().unwrap(), 0x3b77, &mut [12, 0, alloc[2]]);
+        let bind = |device: &File| {
+            ioctl(device, 0x3b76, &mut [16, 0, iommu.as_raw_fd() as u32, 0]);
+            ioctl(device, 0x3b77, &mut [12, 0, alloc[2]]);
+        };
+        bind(device.as_ref().unwrap());
+        let map_file = |fd: i32, len: u64, iova: u64| {
+            let mut map =
+                [48, 7, alloc[2], fd as u32, 0, 0, len as u32, 0, iova as u32, 0, 0, 0];
+            ioctl(&iommu, 0x3b8f, &mut map);
+        };
+        map_file(memory.as_raw_fd(), 1 << 16, IOVA);
+        // SAFETY: a plain system call; the descriptor is ours.
+        let event = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
         for op in ops {
             let current = device.as_ref().unwrap();
             match op {
@@ -200,6 +249,30 @@ proptest! {
                     };
                     ioctl(file, command, &mut words);
                 }
+                Op::Export { offset, len, at } => {
+                    let mut export =
+                        [40, 1 << 16 | 11, 0, 0, 0, 1, offset as u32, 0, len as u32, 0];
+                    let buf = ioctl(current, 0x3b75, &mut export);
+                    map_file(buf, len, at);
+                    if buf >= 0 {
+                        // SAFETY: nobody else has it.
+                        unsafe { libc::close(buf) };
+                    }
+                }
+                Op::Copy { from, to, len, count } => {
+                    let descriptor = [len, from, to, IOVA].map(u64::to_le_bytes).concat();
+                    memory.write_all_at(&descriptor, 0).unwrap();
+                    let _ = current.write_at(&[0b110, 0], CONFIG + 4);
+                    let _ = current.write_at(&IOVA.to_le_bytes(), 0x90);
+                    let _ = current.write_at(&count.to_le_bytes(), 0x86);
+                }
+                Op::Irq { index, flags, start, eventfd } => {
+                    let fd = if eventfd { event.as_raw_fd() } else { -1 };
+                    ioctl(current, 0x3b6e, &mut [24, flags, index, start, 1, fd as u32]);
+                }
+                Op::Signal => {
+                    let _ = std::io::Write::write(&mut &event, &1_u64.to_ne_bytes());
+                }
                 Op::Reopen { by_group: false } => {
                     drop((device.take(), other.take()));
                     device = Some(open("/dev/vfio/devices/vfio0"));
@@ -211,7 +284,7 @@ proptest! {
                 }
             }
         }
-        drop((device, other, iommu, container));
+        drop((device, other, iommu, container, event));
         close_new(&known);
         works(&memory);
     }
