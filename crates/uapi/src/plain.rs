@@ -105,6 +105,7 @@ plain! {
     v::vfio_iommu_type1_dma_unmap: 24 [argsz, flags, iova, size];
     v::vfio_iova_range: 16 [start, end];
     v::vfio_iommu_type1_info_dma_avail: 12 [header, avail];
+    extra::vfio_region_dma_range: 16 [offset, length];
     t::iommu_test_cmd: 72 [size, op, id, __reserved, arg];
     t::iommu_test_hw_info: 8 [flags, test_reg];
     t::iommu_hwpt_selftest: 8 [iotlb, pagetable_type];
@@ -125,9 +126,6 @@ const _: () = assert!(size_of::<extra::vfio_device_feature_header>() == 8);
 // SAFETY: a repr(C) struct of four words.
 unsafe impl Plain for extra::vfio_device_feature_dma_buf_header {}
 const _: () = assert!(size_of::<extra::vfio_device_feature_dma_buf_header>() == 16);
-// SAFETY: a repr(C) struct of two words of 64 bits.
-unsafe impl Plain for extra::vfio_region_dma_range {}
-const _: () = assert!(size_of::<extra::vfio_region_dma_range>() == 16);
 // SAFETY: a repr(C) struct of three words.
 unsafe impl Plain for extra::vfio_pci_hot_reset_header {}
 const _: () = assert!(size_of::<extra::vfio_pci_hot_reset_header>() == 12);
