@@ -5,6 +5,7 @@
 //! thread, and ends. A panic of the thread ends the process. That programs get anywhere, the tests say.
 #![forbid(unsafe_code)]
 
+mod ioat;
 mod nvme;
 mod virtio_blk;
 
@@ -17,6 +18,7 @@ use host_fake::{BASE, FakeHost};
 use platform::{Place, Platform, Spawn};
 use vfio::{Bus, Device};
 
+pub use ioat::ioat;
 pub use nvme::nvme;
 pub use virtio_blk::virtio_blk;
 

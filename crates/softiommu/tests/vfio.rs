@@ -26,7 +26,7 @@ fn install() {
     static MACHINE: std::sync::Once = std::sync::Once::new();
     // Tests of one process share the machine, and each wants a device.
     let mut machine = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n".to_owned();
-    for n in ["0", "1", "2", "3", "4", "5", "6", "7"] {
+    for n in ["0", "1", "2", "3", "4", "5", "6", "7", "8"] {
         let device = ["[[device]]\nname = \"d", n, "\"\nmodel = \"ioat\"\niommu = \"s\"\n"];
         machine += &device.concat();
     }
@@ -153,6 +153,26 @@ fn an_engine_is_armed_by_a_chain_and_fills() {
     }
     let filled: [u8; 21] = engine.get(0x5000);
     assert_eq!(filled, [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 0]);
+}
+
+/// As drivers of 32 bits access them, and VMMs that split what a guest does.
+#[test]
+fn long_registers_are_read_and_written_in_parts() {
+    const CHAINADDR: u64 = CHANNEL + 0x10;
+    let engine = Engine::new(8);
+    for (at, half) in [(CHAINADDR, 0x89ab_cd00_u32), (CHAINADDR + 4, 0x0123_4567)] {
+        engine.device.write_all_at(&half.to_le_bytes(), at).unwrap();
+    }
+    let mut whole = [0; 8];
+    engine.device.read_exact_at(&mut whole, CHAINADDR).unwrap();
+    assert_eq!(u64::from_le_bytes(whole), 0x0123_4567_89ab_cd00);
+    for len in [1, 2, 4] {
+        for (n, part) in (0..).step_by(len).zip(whole.chunks_exact(len)) {
+            let mut seen = [0; 4];
+            engine.device.read_exact_at(&mut seen[..len], CHAINADDR + n).unwrap();
+            assert_eq!(&seen[..len], part, "{len} bytes at {n}");
+        }
+    }
 }
 
 #[test]
