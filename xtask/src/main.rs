@@ -63,6 +63,11 @@ const CLIENTS_HELP: &str = "\
 QEMU, DPDK, a kernel and busybox come as packages from the Debian mirror this machine already uses, into
 $XDG_CACHE_HOME/softiommu or ~/.cache/softiommu. Nothing is installed, and root is not needed.
 
+Examples:
+  cargo xtask clients                all of them
+  cargo xtask clients qemu           one
+  cargo xtask clients --race 7       how long a guest takes to boot from QEMU's own virtio disk, and from ours
+
 Exit status: 0 if every client did all it should, 1 if one did not, 2 if it could not be tried.";
 
 fn main() -> ExitCode {

@@ -5,11 +5,13 @@
 //! thread, and ends. A panic of the thread ends the process. That programs get anywhere, the tests say.
 #![forbid(unsafe_code)]
 
+mod ioat;
 mod nvme;
 mod virtio_blk;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use devices::Image;
 use host::PhysMemory;
@@ -17,6 +19,7 @@ use host_fake::{BASE, FakeHost};
 use platform::{Place, Platform, Spawn};
 use vfio::{Bus, Device};
 
+pub use ioat::ioat;
 pub use nvme::nvme;
 pub use virtio_blk::virtio_blk;
 
@@ -31,25 +34,47 @@ struct Driver<'a, D: ?Sized> {
     host: Arc<FakeHost>,
     device: Arc<D>,
     program: &'a [u8],
+    /// After the device, which they end with.
+    _threads: Threads,
+}
+
+/// The threads of a device.
+type Handles = Arc<Mutex<Vec<JoinHandle<()>>>>;
+
+/// Waits for them, when there is no device any more: nothing of a program goes on in the next.
+struct Threads(Handles);
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let threads = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // One that panics has ended the process.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl<'a, D: Device + ?Sized> Driver<'a, D> {
     fn new(program: &'a [u8], make: impl FnOnce(Bus, &Spawn, Image) -> Arc<D>) -> Self {
         let host = FakeHost::new(PAGES);
-        let spawn: Spawn = Arc::new(|name, run| {
+        let handles = Handles::default();
+        let threads = Threads(handles.clone());
+        let spawn: Spawn = Arc::new(move |name, run| {
             let run = move || {
                 if catch_unwind(AssertUnwindSafe(run)).is_err() {
                     // Whoever waits for the thread would wait forever.
                     std::process::abort();
                 }
             };
-            std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
+            let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
+            handles.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            Ok(())
         });
         let platform = Platform::new(host.clone(), spawn.clone()).expect("a machine");
         let (_, port) = platform.add_device("device", &Place::Direct).expect("a device");
         let image = Image::memory(DISK).expect("a disk");
         let device = make(Bus::alone(port), &spawn, image);
-        Self { host, device, program }
+        Self { host, device, program, _threads: threads }
     }
 
     /// The next byte of the program; 0 at its end.

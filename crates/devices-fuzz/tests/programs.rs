@@ -14,6 +14,11 @@ proptest! {
     fn random_programs_break_no_virtio_disk(program in prop::collection::vec(any::<u8>(), 0..1500)) {
         devices_fuzz::virtio_blk(&program);
     }
+
+    #[test]
+    fn random_programs_break_no_dma_engine(program in prop::collection::vec(any::<u8>(), 0..1500)) {
+        devices_fuzz::ioat(&program);
+    }
 }
 
 /// Bytes that look random (xorshift).
@@ -37,4 +42,8 @@ fn programs_get_somewhere() {
     let (done, broken) =
         virtio.fold((0, 0), |(done, broken), all| (done + all.done, broken + all.broken));
     assert!(done > 10 && broken > 10, "{done} requests, {broken} times broken");
+    let ioat = (0..20).map(|seed| devices_fuzz::ioat(&random(seed, 4000)));
+    let (done, halted) =
+        ioat.fold((0, 0), |(done, halted), all| (done + all.done, halted + all.halted));
+    assert!(done > 10 && halted > 10, "{done} times done, {halted} times halted");
 }

@@ -183,7 +183,8 @@ impl Ioat {
                 channel::CHANCMP => (state.completion, 8),
                 channel::CHANERR => (state.error.into(), 4),
                 channel::CHANERR_MASK => (state.error_mask.into(), 4),
-                _ => (0, 1),
+                // Nothing, or a later part of one.
+                _ => (0, 0),
             },
         }
     }
@@ -234,14 +235,13 @@ impl Device for Ioat {
     fn read(&self, _bar: usize, offset: u64, data: &mut [u8]) {
         let mut at = 0;
         while at < data.len() {
-            // From the beginning of a register, or from the middle of a long one.
+            // From the beginning of a register, or from amid one: none is longer than 8 bytes.
             let offset = offset + at as u64;
-            let start = [0, 4].map(|back| offset.checked_sub(back));
-            let hit = start.into_iter().flatten().find_map(|start| {
+            let hit = (offset.saturating_sub(7)..=offset).rev().find_map(|start| {
                 let (value, size) = self.register(start);
                 let within = offset - start;
                 (within < u64::from(size))
-                    .then_some((value >> (8 * within), u64::from(size) - within))
+                    .then(|| (value >> (8 * within), u64::from(size) - within))
             });
             let (value, left) = hit.unwrap_or((0, 1));
             let part = (left as usize).min(data.len() - at);
@@ -268,9 +268,10 @@ impl Device for Ioat {
                 if number(data) as u16 & INT_REARM != 0 {
                     let due = std::mem::take(&mut state.interrupt_due);
                     state.armed = !due;
+                    let life = state.life;
                     drop(state);
                     if due {
-                        self.engine.interrupt(&mut self.engine.registers.lock());
+                        self.engine.interrupt(&mut self.engine.registers.lock(), life);
                     }
                 }
             }
@@ -426,17 +427,21 @@ impl Work for Engine {
             }
         }
         if interrupts {
-            self.interrupt(bus);
+            self.interrupt(bus, life);
         }
         true
     }
 }
 
 impl Engine {
-    /// By a message if software has enabled them, and by the line until it has acknowledged.
-    fn interrupt(&self, bus: &mut Bus) {
+    /// By a message if software has enabled them, and by the line until it has acknowledged; not at all if there was a reset
+    /// meanwhile.
+    fn interrupt(&self, bus: &mut Bus, life: u64) {
         {
             let mut state = self.state.lock();
+            if state.life != life {
+                return;
+            }
             state.intrctrl |= INT_STATUS;
             bus.set_line(state.asserts_line());
         }

@@ -3,6 +3,7 @@
 //! One thread of the machine's carries the accesses out, and the device that makes one waits, unless it is reset. Were they
 //! carried out where they are made, two devices that reset each other would wait for each other.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
@@ -19,6 +20,11 @@ pub trait Registers: Send + Sync {
 
     /// Writes bytes, likewise.
     fn write(&self, offset: u64, data: &[u8]) -> bool;
+}
+
+thread_local! {
+    /// This is the thread that carries accesses out.
+    static CARRIES_OUT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// See the module.
@@ -113,6 +119,10 @@ impl Mmio {
         transfer: Transfer,
         halted: impl Fn() -> bool,
     ) -> Outcome {
+        if CARRIES_OUT.get() {
+            // A message that a register write has raised, which stage 1 leads here: nobody would be left to carry it out.
+            return Err(Abort);
+        }
         let mut state = self.state.lock();
         self.start(&mut state)?;
         let ticket = state.next_ticket;
@@ -169,6 +179,7 @@ impl Mmio {
     }
 
     fn run(&self) {
+        CARRIES_OUT.set(true);
         let mut state = self.state.lock();
         loop {
             if state.closed {
@@ -224,13 +235,40 @@ mod tests {
         }
     }
 
+    /// Registers that lead to themselves.
+    struct Loop(parking_lot::Mutex<Weak<Mmio>>);
+
+    impl Registers for Loop {
+        fn read(&self, _offset: u64, _data: &mut [u8]) -> bool {
+            let mmio = self.0.lock().upgrade().unwrap();
+            mmio.read(0x1000, 1, || false).is_ok()
+        }
+
+        fn write(&self, _offset: u64, _data: &[u8]) -> bool {
+            true
+        }
+    }
+
     #[test]
-    fn what_has_not_begun_when_its_device_is_halted_never_happens() {
-        let spawn: Spawn = Arc::new(|_, run| {
+    fn an_access_does_not_wait_for_itself() {
+        let mmio = Mmio::new(spawn(), 0x1000, 0x2000);
+        let registers = Arc::new(Loop(parking_lot::Mutex::new(Arc::downgrade(&mmio))));
+        mmio.place(0x1000, Arc::downgrade(&(registers.clone() as Arc<dyn Registers>))).unwrap();
+        assert_eq!(mmio.read(0x1000, 1, || false), Err(Abort));
+        assert_eq!(mmio.write(0x1000, &[1], || false), Ok(()));
+        mmio.close();
+    }
+
+    fn spawn() -> Spawn {
+        Arc::new(|_, run| {
             std::thread::spawn(run);
             Ok(())
-        });
-        let mmio = Mmio::new(spawn, 0x1_0000, 0x4_0000);
+        })
+    }
+
+    #[test]
+    fn what_has_not_begun_when_its_device_is_halted_never_happens() {
+        let mmio = Mmio::new(spawn(), 0x1_0000, 0x4_0000);
         let ((begun, beginnings), (go_on, signals)) = (mpsc::channel(), mpsc::channel());
         let slow = Arc::new(Slow { begun, go_on: parking_lot::Mutex::new(signals) });
         let registers: Weak<dyn Registers> = Arc::downgrade(&(slow.clone() as Arc<_>));

@@ -25,6 +25,8 @@ pri = true
 const CONFIG: u64 = 7 << 40;
 const IOVA: u64 = 0x4000_0000;
 const REGISTERS: u64 = 0x5000_0000;
+/// `VFIO_DEVICE_FEATURE_DMA_BUF`.
+const DMA_BUF: u32 = 11;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -251,7 +253,7 @@ proptest! {
                 }
                 Op::Export { offset, len, at } => {
                     let mut export =
-                        [40, 1 << 16 | 11, 0, 0, 0, 1, offset as u32, 0, len as u32, 0];
+                        [40, 1 << 16 | DMA_BUF, 0, 0, 0, 1, offset as u32, 0, len as u32, 0];
                     let buf = ioctl(current, 0x3b75, &mut export);
                     map_file(buf, len, at);
                     if buf >= 0 {

@@ -27,7 +27,7 @@ fn install() {
     static MACHINE: std::sync::Once = std::sync::Once::new();
     // Tests of one process share the machine, and each wants a device.
     let mut machine = "[[iommu]]\nname = \"s\"\nmodel = \"smmuv3\"\n".to_owned();
-    for n in 0..12 {
+    for n in 0..13 {
         let device = format!("[[device]]\nname = \"d{n}\"\nmodel = \"ioat\"\niommu = \"s\"\n");
         machine += &device;
     }
@@ -266,6 +266,26 @@ fn devices_that_reset_each_other_come_to_an_end() {
             ioctl(&engine.device, DEVICE_RESET, &mut [0]).unwrap();
             engine.ioas.unmap(PEER, 0x4000).unwrap_or_default();
             assert_eq!(engine.copy(IOVA + 0x8000, IOVA + 0x9000, 8, false), DONE);
+        }
+    }
+}
+
+/// As drivers of 32 bits access them, and VMMs that split what a guest does.
+#[test]
+fn long_registers_are_read_and_written_in_parts() {
+    const CHAINADDR: u64 = CHANNEL + 0x10;
+    let engine = Engine::new(12);
+    for (at, half) in [(CHAINADDR, 0x89ab_cd00_u32), (CHAINADDR + 4, 0x0123_4567)] {
+        engine.device.write_all_at(&half.to_le_bytes(), at).unwrap();
+    }
+    let mut whole = [0; 8];
+    engine.device.read_exact_at(&mut whole, CHAINADDR).unwrap();
+    assert_eq!(u64::from_le_bytes(whole), 0x0123_4567_89ab_cd00);
+    for len in [1, 2, 4] {
+        for (n, part) in (0..).step_by(len).zip(whole.chunks_exact(len)) {
+            let mut seen = [0; 4];
+            engine.device.read_exact_at(&mut seen[..len], CHAINADDR + n).unwrap();
+            assert_eq!(&seen[..len], part, "{len} bytes at {n}");
         }
     }
 }

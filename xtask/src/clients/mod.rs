@@ -6,6 +6,7 @@ mod initrd;
 mod nvme;
 mod packages;
 mod qemu;
+mod race;
 
 use std::fs;
 use std::process::Command;
@@ -18,6 +19,10 @@ use crate::{Result, conformance};
 pub(crate) struct Options {
     /// One client; all without it
     client: Option<Client>,
+
+    /// Measure instead: boot a guest this many times from a disk of QEMU's own and from one of ours
+    #[arg(long, value_name = "TIMES", conflicts_with = "client", value_parser = clap::value_parser!(u32).range(1..))]
+    race: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -36,6 +41,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let softiommu = conformance::build_softiommu()?;
     let place = crate::workspace().join("target/clients");
     fs::create_dir_all(&place)?;
+    if let Some(times) = options.race {
+        return race::run(&packages, &softiommu, &place, times);
+    }
     let mut problems = Vec::new();
     for client in [Client::Dpdk, Client::Nvme, Client::Qemu] {
         if options.client.is_some_and(|wanted| wanted != client) {

@@ -78,27 +78,42 @@ pub(super) fn run(packages: &Packages, softiommu: &Path, place: &Path) -> Result
     for (interrupts, argument) in BOOTS {
         println!("a guest of QEMU, with {interrupts}");
         let before = images(place)?;
-        let mut qemu = Command::new(softiommu);
-        qemu.args(["run", "--machine", "machine.toml", "--"]);
-        packages.qemu(&mut qemu);
+        let mut softiommu = Command::new(softiommu);
+        softiommu.args(["run", "--machine", "machine.toml", "--"]);
+        let mut qemu = guest(softiommu, packages, &initrd, argument)?;
         qemu.current_dir(place);
-        qemu.args(["-machine", "q35", "-accel", "tcg", "-m", "512"]);
-        qemu.args(["-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot"]);
-        qemu.arg("-kernel").arg(packages.kernel()?).arg("-initrd").arg(&initrd);
-        qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 {argument}")]);
         qemu.args(["-object", "iommufd,id=iommufd0"]);
         for address in ADDRESSES {
             qemu.args(["-device", &format!("vfio-pci,host={address},iommufd=iommufd0")]);
         }
-        let said = follow(qemu)?;
+        let mut said = Vec::new();
+        follow(qemu, |words| {
+            println!("  {}", words.join(" "));
+            said.push(words.iter().map(|word| (*word).to_owned()).collect());
+        })?;
         let found = judge(&said, interrupts, &before, place)?;
         problems.extend(found.into_iter().map(|problem| format!("with {interrupts}: {problem}")));
     }
     Ok(problems)
 }
 
+/// Has the command at the end of `under` be QEMU with a guest that has no devices yet.
+pub(super) fn guest(
+    mut under: Command,
+    packages: &Packages,
+    initrd: &Path,
+    argument: &str,
+) -> Result<Command> {
+    packages.qemu(&mut under);
+    under.args(["-machine", "q35", "-accel", "tcg", "-m", "512"]);
+    under.args(["-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot"]);
+    under.arg("-kernel").arg(packages.kernel()?).arg("-initrd").arg(initrd);
+    under.args(["-append", &format!("console=ttyS0 quiet panic=-1 {argument}")]);
+    Ok(under)
+}
+
 /// Makes the images anew; their sums.
-fn images(place: &Path) -> Result<BTreeMap<&'static str, String>> {
+pub(super) fn images(place: &Path) -> Result<BTreeMap<&'static str, String>> {
     let mut sums = BTreeMap::new();
     for (seed, disk) in (1..).zip(DISKS) {
         sums.insert(disk, disk::make(&place.join(format!("{disk}.img")), seed)?);
@@ -106,18 +121,16 @@ fn images(place: &Path) -> Result<BTreeMap<&'static str, String>> {
     Ok(sums)
 }
 
-/// Runs QEMU and shows what the guest says; its lines for us.
-fn follow(mut qemu: Command) -> Result<Vec<Vec<String>>> {
+/// Runs QEMU until it ends, and has `hear` listen to what the guest says to us, line by line.
+pub(super) fn follow(mut qemu: Command, mut hear: impl FnMut(&[&str])) -> Result<()> {
     qemu = end_in_time(&qemu);
     let mut child = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let mut said = Vec::new();
     let output = child.stdout.take().ok_or("no output")?;
     for line in BufReader::new(output).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).trim_end().to_owned();
         // The firmware's control characters may stand before it.
         if let Some((_, words)) = line.split_once("@@ ") {
-            println!("  {words}");
-            said.push(words.split_whitespace().map(str::to_owned).collect());
+            hear(&words.split_whitespace().collect::<Vec<_>>());
         } else if line.contains("panic") {
             println!("  {line}");
         }
@@ -126,7 +139,7 @@ fn follow(mut qemu: Command) -> Result<Vec<Vec<String>>> {
     if !status.success() {
         return Err(format!("QEMU: {status}").into());
     }
-    Ok(said)
+    Ok(())
 }
 
 /// What is wrong with what a guest said and left behind.
