@@ -11,6 +11,11 @@ pub trait CharDevice: Send + Sync {
 
     /// What `stat(2)` tells of the node.
     fn mode(&self) -> FileMode;
+
+    /// Whether the node is there: a device may come and go.
+    fn exists(&self) -> bool {
+        true
+    }
 }
 
 /// What `stat(2)` tells of an open file or of a device node.

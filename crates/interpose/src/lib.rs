@@ -22,6 +22,7 @@
 //!   instructions of `trap`; a handler of `SIGSEGV` of the program's then runs on the stack of whoever faulted.
 //! - Files of a process that was killed answer `ENODEV` in others.
 
+mod attribute;
 mod calls;
 mod caretaker;
 mod client;
@@ -48,7 +49,7 @@ use std::sync::Arc;
 use host_linux::Host;
 
 pub use observe::{Ended, Ioctl, Observer, before_end, observe};
-pub use paths::{Captures, Generate, Node, Patch, PathTable, Prefixes};
+pub use paths::{Captures, Generate, Node, Patch, PathTable, Prefixes, Store};
 pub use tree::Tree;
 
 /// Starts a thread of whoever is behind the paths: it takes none of the program's signals.

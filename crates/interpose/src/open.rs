@@ -9,6 +9,7 @@ use host::{Errno, File, FileMode, PAGE_SIZE, Task};
 use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::io::FdFlags;
 
+use crate::attribute::AttributeFile;
 use crate::client;
 use crate::paths::{Captures, Node, PathTable, begins_like, spell_out_self};
 use crate::process::{CONFIG, Config, Inside, Machine, current};
@@ -41,7 +42,7 @@ pub(crate) unsafe fn candidate<'a>(path: *const c_char) -> Option<&'a str> {
 /// As for [`candidate`].
 pub(crate) unsafe fn relative_candidate(dir: c_int, path: *const c_char) -> Option<String> {
     let config = CONFIG.get()?;
-    if config.prefixes.relative.is_empty() || dir < 0 || Inside::now() {
+    if config.prefixes.relative.is_empty() || dir < 0 && dir != libc::AT_FDCWD || Inside::now() {
         return None;
     }
     if !(PAGE_SIZE..1 << 56).contains(&(path as u64)) {
@@ -52,9 +53,13 @@ pub(crate) unsafe fn relative_candidate(dir: c_int, path: *const c_char) -> Opti
     if !begins_like(path, config.prefixes.relative) {
         return None;
     }
-    let base = rustix::fs::readlink(format!("/proc/self/fd/{dir}"), Vec::new()).ok()?;
-    let (base, path) = (base.to_str().ok()?, std::str::from_utf8(path).ok()?);
-    let full = format!("{base}/{path}");
+    let base = match dir {
+        libc::AT_FDCWD => "/proc/self/cwd".to_owned(),
+        _ => format!("/proc/self/fd/{dir}"),
+    };
+    let base = rustix::fs::readlink(base, Vec::new()).ok()?.into_bytes();
+    let base = shown(&base).unwrap_or(&base);
+    let full = format!("{}/{}", str::from_utf8(base).ok()?, str::from_utf8(path).ok()?);
     begins_like(full.as_bytes(), config.prefixes.build).then_some(full)
 }
 
@@ -87,10 +92,15 @@ pub(crate) unsafe fn redirect(path: *const c_char) -> Redirected {
 }
 
 fn overlaid(path: &str) -> Option<CString> {
+    in_trees(path, |paths| paths.overlaid(path))
+}
+
+/// What `find` finds for a path in the trees that programs see.
+fn in_trees<T>(path: &str, find: impl FnOnce(&PathTable) -> Option<T>) -> Option<T> {
     let config = CONFIG.get()?;
     let before = errno();
     let build = begins_like(path.as_bytes(), config.prefixes.build);
-    let ours = trees(config, path, build).and_then(|paths| paths.overlaid(path));
+    let ours = trees(config, path, build).and_then(find);
     set_errno(before);
     ours
 }
@@ -137,7 +147,7 @@ pub(crate) fn tid() -> u32 {
 
 /// Opens a path; `None` if it is the kernel's after all.
 pub(crate) fn open(path: &str, flags: c_int) -> Option<Result<RawFd, Errno>> {
-    let (place, full) = find(path)?;
+    let (place, full) = find(path).or_else(|| find(&linked(path, flags)?))?;
     let _inside = Inside::enter();
     let result = match place {
         Place::Here(node, captures) => LocalTask::current()
@@ -154,6 +164,12 @@ pub(crate) fn open(path: &str, flags: c_int) -> Option<Result<RawFd, Errno>> {
     };
     tracing::debug!(path, ?result, "open");
     Some(result)
+}
+
+/// What `path` leads to in a tree, if that is to be written.
+fn linked(path: &str, flags: c_int) -> Option<String> {
+    let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+    writes.then(|| in_trees(path, |paths| paths.resolved(path)))?
 }
 
 /// What opening a node gave.
@@ -184,6 +200,9 @@ pub(crate) fn open_node(
     task: &dyn Task,
 ) -> Option<Result<Opened, Errno>> {
     if let Node::CharDevice(device) = node {
+        if !device.exists() {
+            return Some(Err(Errno::NOENT));
+        }
         if flags & libc::O_DIRECTORY != 0 {
             return Some(Err(Errno::NOTDIR));
         }
@@ -193,6 +212,10 @@ pub(crate) fn open_node(
         return Some(device.open(task).map(Opened::File));
     }
     if flags & libc::O_ACCMODE != libc::O_RDONLY {
+        if let Node::Attribute(store) = node {
+            let file = AttributeFile::new(store, overlaid(path)?);
+            return Some(Ok(Opened::File(Arc::new(file))));
+        }
         // The kernel's file may be opened for writing, text of ours may not.
         return matches!(node, Node::Text(_)).then_some(Err(Errno::ACCESS));
     }
@@ -203,7 +226,7 @@ pub(crate) fn open_node(
 /// answer, because it has no such file to change.
 fn content(node: &Node, captures: &Captures, path: &str) -> Option<Result<Vec<u8>, Errno>> {
     match node {
-        Node::CharDevice(_) => None,
+        Node::CharDevice(_) | Node::Attribute(_) => None,
         Node::Text(text) => Some(text(captures).ok_or(Errno::NOENT)),
         Node::Patched(patch) => {
             let file =
@@ -253,6 +276,7 @@ pub(crate) fn look(path: &str) -> Option<Result<Look, Errno>> {
 /// Looks at a node; `None` if the kernel's own answer is right.
 pub(crate) fn look_at(node: &Node, captures: &Captures) -> Option<Result<Look, Errno>> {
     match node {
+        Node::CharDevice(device) if !device.exists() => Some(Err(Errno::NOENT)),
         Node::CharDevice(device) => Some(Ok(match device.mode() {
             FileMode::CharDevice { major, minor } => Look::Device(major, minor),
             FileMode::AnonInode(_) => Look::Device(0, 0),
@@ -261,6 +285,6 @@ pub(crate) fn look_at(node: &Node, captures: &Captures) -> Option<Result<Look, E
             let size = text(captures).map(|content| content.len() as u64);
             Some(size.map(Look::Text).ok_or(Errno::NOENT))
         }
-        Node::Patched(_) => None,
+        Node::Patched(_) | Node::Attribute(_) => None,
     }
 }

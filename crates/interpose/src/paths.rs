@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::any::Any;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use host::CharDevice;
+use host::{CharDevice, Errno};
 
 use crate::tree::Tree;
 
@@ -14,6 +14,9 @@ use crate::tree::Tree;
 pub type Patch = Arc<dyn Fn(&Captures, Vec<u8>) -> Vec<u8> + Send + Sync>;
 /// Makes the content of a file, if there is one.
 pub type Generate = Arc<dyn Fn(&Captures) -> Option<Vec<u8>> + Send + Sync>;
+
+/// Takes what one `write` has.
+pub type Store = Arc<dyn Fn(&[u8]) -> Result<(), Errno> + Send + Sync>;
 
 /// What is behind a path of ours.
 #[derive(Clone)]
@@ -24,6 +27,9 @@ pub enum Node {
     Patched(Patch),
     /// A read-only file that the kernel does not have. `None`: no such file.
     Text(Generate),
+    /// A file of an overlay that programs may write, as those in `/sys`; who reads it reads the file of the tree. Links
+    /// in the tree that lead to it lead here, too.
+    Attribute(Store),
 }
 
 /// What the placeholders of a pattern stood for.
@@ -92,6 +98,13 @@ impl PathTable {
         let mut place = tree.root().as_os_str().as_bytes().to_owned();
         place.extend(path.as_bytes());
         CString::new(place).ok()
+    }
+
+    /// `path` without the links that a tree has on the way.
+    pub(crate) fn resolved(&self, path: &str) -> Option<String> {
+        let place = self.overlaid(path)?;
+        let real = std::fs::canonicalize(OsStr::from_bytes(place.as_bytes())).ok()?;
+        Some(std::str::from_utf8(self.shown(real.as_os_str().as_bytes())?).ok()?.to_owned())
     }
 
     /// The path by which programs know what is at `path` in a tree.

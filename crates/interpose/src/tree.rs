@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use host_linux::PrivateFd;
@@ -103,6 +103,24 @@ impl Tree {
         symlink(target, self.place(path)?)
     }
 
+    /// Changes what a file has. Who reads it meanwhile finds the old or the new, and never nothing.
+    pub fn rewrite(&self, path: &str, content: impl AsRef<[u8]>) -> io::Result<()> {
+        let content = content.as_ref();
+        let file = File::options().write(true).open(self.place(path)?)?;
+        file.write_all_at(content, 0)?;
+        file.set_len(content.len() as u64)
+    }
+
+    /// Takes away a file or a link, and the directories above it that have nothing else.
+    pub fn remove(&self, path: &str) -> io::Result<()> {
+        let place = self.root.join(path.trim_start_matches('/'));
+        fs::remove_file(&place)?;
+        let above = place.ancestors().skip(1).take_while(|directory| **directory != self.root);
+        // The first that has something else refuses.
+        let _ = above.map(fs::remove_dir).find(Result::is_err);
+        Ok(())
+    }
+
     /// Puts links there to what the system's own directory of that name has, unless there is something of that name.
     pub fn show_also(&self, directory: &str) -> io::Result<()> {
         self.directory(directory)?;
@@ -175,6 +193,21 @@ mod tests {
         assert!(root.exists() && other.root() != root);
         drop(tree);
         assert!(!root.exists() && other.root().exists());
+    }
+
+    #[test]
+    fn files_change_and_go_with_their_directories() {
+        let place = tempfile::tempdir().unwrap();
+        let tree = Tree::below(place.path()).unwrap();
+        tree.file("/sys/a/b/c", "long text").unwrap();
+        tree.file("/sys/a/d", "").unwrap();
+        tree.rewrite("/sys/a/b/c", "text").unwrap();
+        assert_eq!(fs::read(tree.root().join("sys/a/b/c")).unwrap(), b"text");
+        tree.remove("/sys/a/b/c").unwrap();
+        assert!(!tree.root().join("sys/a/b").exists() && tree.root().join("sys/a/d").exists());
+        assert!(tree.remove("/sys/a/b/c").is_err() && tree.rewrite("/sys/a/e", "").is_err());
+        tree.remove("/sys/a/d").unwrap();
+        assert!(!tree.root().join("sys").exists() && tree.root().exists());
     }
 
     #[test]

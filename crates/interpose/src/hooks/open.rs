@@ -13,20 +13,17 @@ use crate::table::slot_of;
 /// Our own answer for `path`, if it is ours.
 unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
     // SAFETY: as the caller's C string.
-    let path = unsafe { candidate(path) }?;
-    let result = open_ours(path, flags)?;
-    Some(answer(|| result))
+    unsafe { ours_at(libc::AT_FDCWD, path, flags) }
 }
 
 /// Our own answer for a path in the directory `dir`, if it is ours.
 unsafe fn ours_at(dir: c_int, path: *const c_char, flags: c_int) -> Option<c_int> {
     // SAFETY: as the caller's C string.
-    if let Some(fd) = unsafe { ours(path, flags) } {
-        return Some(fd);
-    }
-    // SAFETY: as above.
-    let path = unsafe { relative_candidate(dir, path) }?;
-    let result = open_ours(&path, flags)?;
+    let result = match unsafe { candidate(path) } {
+        Some(path) => open_ours(path, flags)?,
+        // SAFETY: as above.
+        None => open_ours(&unsafe { relative_candidate(dir, path) }?, flags)?,
+    };
     Some(answer(|| result))
 }
 
