@@ -44,8 +44,7 @@ already uses carries in trixie-backports; the machine's apt configuration and pa
 not touched. The parts needed are kept in $XDG_CACHE_HOME/softiommu or ~/.cache/softiommu.
 
 As root, 66 huge pages of 2 MiB are reserved for the run and given back after it. Without them 29
-cases cannot run; they are named and counted as skipped. So are 5 that want pages of 1 GiB. Of the
-VFIO suite vfio_pci_sriov_uapi_test is left out: no device has virtual functions.
+cases cannot run; they are named and counted as skipped. So are 5 that want pages of 1 GiB.
 
 Examples:
   cargo xtask conformance                                  all there is

@@ -21,6 +21,14 @@ impl PciAddress {
     pub fn devfn(self) -> u8 {
         self.device << 3 | self.function
     }
+
+    /// The address of a virtual function of this function, numbered from 0: they follow it one by one (First VF Offset and
+    /// VF Stride are 1). `None`: its bus has no room for so many.
+    pub fn virtual_function(self, index: u16) -> Option<Self> {
+        let devfn = u16::from(self.devfn()).checked_add(index)?.checked_add(1)?;
+        let devfn = u8::try_from(devfn).ok()?;
+        Some(Self { device: devfn >> 3, function: devfn & 7, ..self })
+    }
 }
 
 impl fmt::Display for PciAddress {
@@ -62,6 +70,17 @@ impl FromStr for PciAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn virtual_functions_follow_on_the_bus() {
+        let address: PciAddress = "0001:0a:02.6".parse().unwrap();
+        let virtual_function =
+            |index| address.virtual_function(index).map(|address| address.to_string());
+        assert_eq!(virtual_function(0).unwrap(), "0001:0a:02.7");
+        assert_eq!(virtual_function(1).unwrap(), "0001:0a:03.0");
+        assert_eq!(virtual_function(232).unwrap(), "0001:0a:1f.7");
+        assert_eq!((virtual_function(233), virtual_function(u16::MAX)), (None, None));
+    }
 
     #[test]
     fn an_address_is_read_and_written_as_the_kernel_does() {

@@ -132,6 +132,9 @@ fn for_people(machine: &Description) -> String {
             (format!(" at {address}"), format!(": {node}"))
         });
         let _ = writeln!(text, "{}: {}{at}, {behind}{node}", device.name, model_of(device));
+        if device.vfs > 0 {
+            let _ = writeln!(text, "  TotalVFs {}, NumVFs {}", device.vfs, device.num_vfs);
+        }
         for disk in device.disks() {
             let read_only = if disk.read_only { ", read-only" } else { "" };
             let _ = writeln!(
@@ -183,6 +186,8 @@ fn as_json(machine: &Description) -> Value {
                 "model": device.model.map(|model| model.to_string()),
                 "iommu": String::from(device.iommu.clone()),
                 "stream-id": device.stream_id,
+                "vfs": device.vfs,
+                "num-vfs": device.num_vfs,
                 "group": device.group,
                 "pasid-bits": device.pasid_bits,
                 "address": address.map(|address| address.to_string()),

@@ -2,8 +2,7 @@
 
 use crate::{Behind, Device, DeviceModel, Machine, Model};
 
-const KEYS: &str =
-    "image=FILE, memory=SIZE, ro, block-size=BYTES, queues=N, mmap, name=NAME, address=ADDRESS";
+const KEYS: &str = "image=FILE, memory=SIZE, ro, block-size=BYTES, queues=N, mmap, vfs=N, num-vfs=N, name=NAME, address=ADDRESS";
 
 impl Machine {
     /// Adds a device behind the first IOMMU: a model, and after commas what is different from a device of this model
@@ -36,17 +35,16 @@ impl Machine {
         for word in rest.split(',').filter(|word| !word.is_empty()) {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
             let number = || value.parse().map_err(|_| format!("`{word}`: write a number"));
+            let count = || u16::try_from(number()?).map_err(|_| format!("`{word}` is too many"));
             match key {
                 "image" if !value.is_empty() => device.image = Some(value.into()),
                 "memory" => device.memory = Some(value.parse()?),
                 "ro" | "read-only" if word == key => device.read_only = true,
                 "mmap" if word == key => device.mmap = true,
                 "block-size" => device.block_size = Some(number()?),
-                "queues" => {
-                    let number = number()?;
-                    let queues = u16::try_from(number);
-                    device.queues = Some(queues.map_err(|_| format!("`{word}` is too many"))?);
-                }
+                "queues" => device.queues = Some(count()?),
+                "vfs" => device.vfs = count()?,
+                "num-vfs" => device.num_vfs = count()?,
                 "name" if !value.is_empty() => value.clone_into(&mut device.name),
                 "address" => device.address = Some(value.to_owned()),
                 _ => return Err(format!("`{word}` is nothing that a device has: write {KEYS}")),
@@ -68,13 +66,15 @@ mod tests {
             "nvme,image=/a,ro",
             "nvme,memory=1MiB",
             "virtio-blk,memory=1MiB,queues=4,name=x",
+            "ioat,vfs=4,num-vfs=2",
         ] {
             machine.add_device(text).unwrap();
         }
         machine.check().unwrap();
         let names: Vec<_> = machine.devices.iter().map(|device| device.name.as_str()).collect();
-        assert_eq!(names, ["ioat0", "ioat1", "nvme0", "nvme1", "x"]);
+        assert_eq!(names, ["ioat0", "ioat1", "nvme0", "nvme1", "x", "ioat2"]);
         assert!(machine.devices[1].mmap && !machine.devices[2].mmap);
+        assert_eq!((machine.devices[5].vfs, machine.devices[5].num_vfs), (4, 2));
         assert!(machine.devices[2].read_only && machine.devices[4].queues == Some(4));
     }
 

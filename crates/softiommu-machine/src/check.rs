@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-use crate::{Behind, Device, Error, Iommu, MSI_WINDOW_SIZE, Machine, Model};
+use crate::{Behind, Device, Error, Iommu, MSI_WINDOW_SIZE, Machine, Model, PciAddress};
 
+/// The most virtual functions of a device: they are on its bus, on which nothing is at device 0.
+const MAX_VFS: u16 = 247;
 /// Bits of physical address that the machine's memory needs.
 const PHYS_BITS: u8 = 48;
 
@@ -71,18 +73,31 @@ impl Machine {
                     .to_owned(),
             );
         }
-        if let Some(address) = twice(addresses.iter()) {
+        let mut functions = Vec::new();
+        for (device, address) in self.devices.iter().zip(addresses) {
+            functions.extend(device.all_at(address).ok_or_else(|| no_room(device, address))?);
+        }
+        if let Some(address) = twice(functions.iter()) {
             return Err(format!(
                 "two devices have the address {address}: give each [[device]] section its own"
             ));
         }
         let mut streams = HashMap::new();
-        for device in &self.devices {
-            let Some(id) = device.stream_id else { continue };
-            if let Some(other) =
-                streams.insert((String::from(device.iommu.clone()), id), &device.name)
-            {
-                return Err(format!("`{other}` and `{}` both have stream-id {id}", device.name));
+        for (device, first) in self.devices.iter().zip(self.stream_ids()) {
+            let Behind::Iommu(iommu) = &device.iommu else { continue };
+            let Some(first) = first else {
+                return Err(format!(
+                    "`{iommu}` has not enough StreamIDs for the device `{}`: leave out devices, or some of their vfs",
+                    device.name
+                ));
+            };
+            for id in first..=first + u32::from(device.vfs) {
+                if let Some(other) = streams.insert((iommu, id), &device.name) {
+                    return Err(format!(
+                        "`{other}` and `{}` both have stream-id {id}",
+                        device.name
+                    ));
+                }
             }
         }
         Ok(())
@@ -97,9 +112,11 @@ impl Machine {
             ));
         }
         device.check_disks()?;
+        check_vfs(device)?;
         let Behind::Iommu(behind) = &device.iommu else {
             let key = match device {
                 Device { stream_id: Some(_), .. } => "stream-id",
+                Device { vfs: 1.., .. } => "vfs",
                 Device { group: Some(_), .. } => "group",
                 Device { pasid_bits: 1.., .. } => "pasid-bits",
                 Device { reserved, .. } if !reserved.is_empty() => "reserved",
@@ -122,7 +139,8 @@ impl Machine {
                 "the device `{name}` is behind `{behind}`, the mock IOMMU, whose users make devices of their own: write \"none\""
             ));
         };
-        let most = (1_u64 << options.sid_bits) - 1;
+        // The last are its virtual functions'.
+        let most = (1_u64 << options.sid_bits) - 1 - u64::from(device.vfs);
         if let Some(id) = device.stream_id.filter(|id| u64::from(*id) > most) {
             return Err(format!(
                 "the device `{name}` has stream-id {id}: `{behind}` has 0 to {most}"
@@ -151,6 +169,32 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+fn check_vfs(device: &Device) -> Result<(), String> {
+    let Device { name, model, vfs, num_vfs, .. } = device;
+    if num_vfs > vfs {
+        return Err(format!(
+            "the device `{name}` has num-vfs = {num_vfs}: write at most {vfs}, its vfs"
+        ));
+    }
+    match model {
+        Some(model) if *vfs > 0 && !model.has_virtual_functions() => Err(format!(
+            "the device `{name}` is {model}, which has no virtual functions: leave out vfs"
+        )),
+        _ if *vfs > MAX_VFS => {
+            Err(format!("the device `{name}` has vfs = {vfs}: write 1 to {MAX_VFS}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn no_room(device: &Device, address: PciAddress) -> String {
+    let Device { name, vfs, .. } = device;
+    let room = u8::MAX - address.devfn();
+    format!(
+        "the device `{name}` has vfs = {vfs}: behind {address} its bus has room for {room}; write fewer, or another address"
+    )
 }
 
 fn check_iommu(iommu: &Iommu) -> Result<(), String> {

@@ -22,6 +22,14 @@ pub struct Device {
     /// Its StreamID, which no other device of its IOMMU has; the next free one if it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_id: Option<u32>,
+    /// How many virtual functions it can have (SR-IOV); by default none. Programs enable them by `sriov_numvfs` in `/sys`,
+    /// and use them with a VF token. They have the addresses and the StreamIDs that follow its own, and for the rest what it
+    /// has itself except [`pri`](Self::pri). Each is a group of its own, unless there is a [`group`](Self::group) for all.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub vfs: u16,
+    /// How many of them are enabled from the start; by default none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub num_vfs: u16,
     /// Devices with the same group share whatever is attached; otherwise a device is a group of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
@@ -73,6 +81,8 @@ impl Device {
             model,
             iommu,
             stream_id: None,
+            vfs: 0,
+            num_vfs: 0,
             group: None,
             pasid_bits: 0,
             ats: false,
@@ -104,6 +114,11 @@ fn is_zero(bits: &u8) -> bool {
     *bits == 0
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_none(count: &u16) -> bool {
+    *count == 0
+}
+
 /// A model of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -119,6 +134,11 @@ pub enum DeviceModel {
 impl DeviceModel {
     const ALL: [(&'static str, Self); 3] =
         [("ioat", Self::Ioat), ("nvme", Self::Nvme), ("virtio-blk", Self::VirtioBlk)];
+
+    /// It can have virtual functions.
+    pub fn has_virtual_functions(self) -> bool {
+        self == Self::Ioat
+    }
 
     /// It has disks.
     pub fn has_disks(self) -> bool {

@@ -22,6 +22,8 @@
 //! model = "ioat"             # what is behind /dev/vfio/devices/vfio0
 //! iommu = "smmu0"            # or "none": its DMA is not translated
 //! stream-id = 8              # optional
+//! vfs = 4                    # optional: it has virtual functions (SR-IOV), for programs to enable
+//! num-vfs = 2                # optional: so many of them are enabled from the start
 //! group = "multifunction"    # optional: devices that share a domain
 //! pasid-bits = 8             # optional: it has PASIDs of so many bits
 //! ats = true                 # optional: it has an address translation cache (PCIe ATS)
@@ -58,12 +60,11 @@ mod device;
 mod disk;
 mod iommu;
 mod overrides;
+mod places;
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use platform::NotAnAddress;
 use serde::{Deserialize, Serialize};
 
 pub use device::{Behind, Device, DeviceModel, Reserved};
@@ -228,20 +229,6 @@ impl Machine {
     pub fn msi_window(&self) -> (u64, u64) {
         let first = self.msi_window.unwrap_or(MSI_WINDOW);
         (first, first + (MSI_WINDOW_SIZE - 1))
-    }
-
-    /// The PCI address of each device, in their order. Those that do not say are in segment 1, which few hosts have.
-    pub fn addresses(&self) -> Result<Vec<PciAddress>, NotAnAddress> {
-        let said = |device: &Device| device.address.as_deref().map(str::parse).transpose();
-        let said: Vec<Option<PciAddress>> =
-            self.devices.iter().map(said).collect::<Result<_, _>>()?;
-        let taken: HashSet<_> = said.iter().flatten().copied().collect();
-        let all = (0..=u8::MAX).flat_map(|bus| {
-            let at = move |device| PciAddress { segment: 1, bus, device, function: 0 };
-            (1..32).map(at)
-        });
-        let mut free = all.filter(|address| !taken.contains(address));
-        Ok(said.into_iter().filter_map(|address| address.or_else(|| free.next())).collect())
     }
 
     /// The machine that a machine file describes.

@@ -1,21 +1,21 @@
 //! The machine's hardware, and the files it is behind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use host_linux::Host;
 use interpose::{Node, PathTable, Tree};
-use iommu::{Group as IommuGroup, ReservedKind, ReservedRegion};
 use iommufd::Iommufd;
-use platform::{DeviceOptions, Place, Platform, Smmu, Spawn};
-use softiommu_machine::{Behind, Device, Machine};
-use vfio::{Cdev, ContainerNode, Function, Group, GroupNode};
+use platform::{Platform, Smmu, Spawn};
+use softiommu_machine::Machine;
+use vfio::{Cdev, ContainerNode, Group, GroupNode};
 
-use crate::backed::{Backed, DiskError};
+use crate::backed::DiskError;
+use crate::functions::Functions;
 use crate::setup::OwnDevices;
 use crate::sysfs::{self, Listed};
 use crate::watch::Watch;
-use crate::{MINOR, Report, capability};
+use crate::{MINOR, Report, capability, sriov};
 
 /// The major device numbers of `/dev/vfio/devices/*` and of `/dev/vfio/GROUP`: the kernel hands out ones that are free.
 const VFIO_MAJOR: u32 = 511;
@@ -67,38 +67,9 @@ impl Hardware {
                 smmus.insert(iommu.name.clone(), smmu);
             }
         }
-        let mut streams = Streams::of(machine);
-        let mut groups = Groups::new();
-        let mut devices = Vec::new();
-        // The machine has been checked.
-        let addresses = machine.addresses().unwrap_or_default();
-        for (device, address) in machine.devices.iter().zip(addresses) {
-            let (iommu_group, group) = groups.of(device);
-            let window = machine.msi_window();
-            let place = place(device, &smmus, &mut streams, &iommu_group, window);
-            if let (Some(timeline), Place::Smmu { smmu, stream_id, .. }) = (timeline, &place) {
-                timeline.add_stream(smmu.name(), *stream_id, &device.name);
-            }
-            let (core, port) = platform.add_device(&device.name, &place)?;
-            let backed = match (device.model, own.get(&device.name)) {
-                (Some(model), _) => Backed::open(device, model)?,
-                (None, Some(make)) => Backed::Own(make),
-                // DMA only: nothing in /dev/vfio.
-                (None, None) => continue,
-            };
-            let make = |bus| backed.make(device, bus, &spawn);
-            let its = platform.its();
-            let function = Function::new(core, port, its, address, &group, &spawn, make)?;
-            if device.mmap {
-                function.allow_mmap();
-            }
-            let iommu = match &device.iommu {
-                Behind::Iommu(name) => Some(name.clone()),
-                Behind::None => None,
-            };
-            devices.push(Listed { function, minor: devices.len() as u32, iommu });
-        }
-        let groups = groups.known.into_values().map(|(_, group)| group).collect();
+        let mut functions = Functions::new(machine, own, &platform, &smmus, timeline, &spawn);
+        functions.add_all()?;
+        let (devices, groups) = functions.finish();
         for (name, smmu) in &smmus {
             ask(machine, name, smmu, report);
         }
@@ -117,6 +88,7 @@ impl Hardware {
         let Self { platform, iommufd, devices, groups } = self;
         match list(&devices) {
             Ok((tree, paths)) => {
+                sriov::add_to(table, &tree, &devices, VFIO_MAJOR);
                 table.overlay(tree, paths);
             }
             // Whoever knows the names of the nodes has no need of it.
@@ -146,69 +118,6 @@ fn list(devices: &[Listed]) -> std::io::Result<(Arc<Tree>, Vec<String>)> {
     tree.remove_at_exit();
     let paths = sysfs::fill(&tree, devices, VFIO_MAJOR)?;
     Ok((Arc::new(tree), paths))
-}
-
-/// Groups by the names that the machine file gives them.
-struct Groups {
-    known: BTreeMap<String, (Arc<IommuGroup>, Arc<Group>)>,
-    next: u32,
-}
-
-impl Groups {
-    fn new() -> Self {
-        Self { known: BTreeMap::new(), next: sysfs::first_group() }
-    }
-
-    /// The group of a device, as the IOMMU core and as VFIO have it.
-    fn of(&mut self, device: &Device) -> (Arc<IommuGroup>, Arc<Group>) {
-        // A name for a group of its own that no other device can have.
-        let key = device.group.clone().unwrap_or_else(|| format!("\0{}", device.name));
-        let next = &mut self.next;
-        let new = || {
-            *next += 1;
-            (Arc::default(), Group::new(*next - 1))
-        };
-        self.known.entry(key).or_insert_with(new).clone()
-    }
-}
-
-/// StreamIDs that are still free, for each IOMMU.
-struct Streams(BTreeMap<String, BTreeSet<u32>>);
-
-impl Streams {
-    fn of(machine: &Machine) -> Self {
-        let mut taken = BTreeMap::<String, BTreeSet<u32>>::new();
-        for device in &machine.devices {
-            taken.entry(device.iommu.clone().into()).or_default().extend(device.stream_id);
-        }
-        Self(taken)
-    }
-
-    fn next(&mut self, iommu: &str) -> u32 {
-        let taken = self.0.entry(iommu.to_owned()).or_default();
-        let free = (0..=u32::MAX).find(|id| !taken.contains(id)).unwrap_or(0);
-        taken.insert(free);
-        free
-    }
-}
-
-fn place<'a>(
-    device: &Device,
-    smmus: &'a BTreeMap<String, Arc<Smmu>>,
-    streams: &mut Streams,
-    group: &'a Arc<IommuGroup>,
-    window: (u64, u64),
-) -> Place<'a> {
-    let Behind::Iommu(name) = &device.iommu else { return Place::Direct };
-    let Some(smmu) = smmus.get(name) else { return Place::Direct };
-    let stream_id = device.stream_id.unwrap_or_else(|| streams.next(name));
-    let Device { pasid_bits, ats, pri, .. } = *device;
-    let region = |first, last, kind| ReservedRegion { range: first..=last, kind };
-    let mut reserved = vec![region(window.0, window.1, ReservedKind::SwMsi)];
-    let more = device.reserved.iter();
-    reserved.extend(more.map(|more| region(more.first, more.last, ReservedKind::Reserved)));
-    let options = DeviceOptions { pasid_bits, ats, pri, reserved, ..DeviceOptions::default() };
-    Place::Smmu { smmu, stream_id, options, group }
 }
 
 /// Has an SMMU tell what the machine file asks for.

@@ -14,8 +14,10 @@
 
 mod backed;
 mod fail_nth;
+mod functions;
 mod hardware;
 mod setup;
+mod sriov;
 mod stats;
 mod status;
 mod sysfs;

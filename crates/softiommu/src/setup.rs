@@ -92,7 +92,8 @@ impl Setup {
     }
 
     /// Puts a device of one's own where the machine has one with this name and no model. `make` gets its way to memory and
-    /// interrupts, and what starts threads that take none of the program's signals.
+    /// interrupts, and what starts threads that take none of the program's signals. It is called for each virtual function,
+    /// too: [`Bus::virtual_function`](vfio::Bus::virtual_function) tells them apart.
     #[must_use]
     pub fn device(
         mut self,
@@ -112,9 +113,10 @@ impl Setup {
             return Err(SetupError::NoPlace(name.clone()));
         }
         let prefixes = if machine.fault_injection {
-            Prefixes { build: WITH_KNOBS, if_built: &[], relative: &["fail"] }
+            Prefixes { build: WITH_KNOBS, if_built: &[], relative: &["fail", "sriov_"] }
         } else {
-            Prefixes { build: WITH_KNOBS.split_at(KNOBS).1, if_built: &["/proc/"], relative: &[] }
+            let build = WITH_KNOBS.split_at(KNOBS).1;
+            Prefixes { build, if_built: &["/proc/"], relative: &["sriov_"] }
         };
         let make = move |host: &Arc<Host>| {
             let watch = Watch::start(&machine, empties == Some(std::process::id()), &report);

@@ -10,12 +10,15 @@ use interpose::Tree;
 use vfio::{Function, PciAddress};
 
 /// A device that programs find.
+#[derive(Clone)]
 pub(crate) struct Listed {
     pub(crate) function: Arc<Function>,
     /// N of `vfioN`.
     pub(crate) minor: u32,
     /// The IOMMU that it is behind.
     pub(crate) iommu: Option<String>,
+    /// Whose virtual function it is, and which.
+    pub(crate) of: Option<(Arc<Function>, u16)>,
 }
 
 /// Directories that are shown in whole, together with what the system has in them.
@@ -49,11 +52,12 @@ pub(crate) fn fill(tree: &Tree, devices: &[Listed], major: u32) -> io::Result<Ve
         tree.file(&format!("{path}/initstate"), "live\n")?;
         paths.insert(path);
     }
+    tree.file("/sys/module/vfio_pci/parameters/enable_sriov", "Y\n")?;
     tree.file("/dev/vfio/vfio", "")?;
     tree.directory("/dev/vfio/devices")?;
-    for device in devices {
+    for device in devices.iter().filter(|device| device.of.is_none()) {
         paths.insert(root(device.function.address()));
-        describe(tree, device, major)?;
+        show(tree, device, major)?;
     }
     let smmus: BTreeSet<_> = devices.iter().filter_map(|device| device.iommu.as_ref()).collect();
     for name in smmus {
@@ -69,6 +73,11 @@ pub(crate) fn fill(tree: &Tree, devices: &[Listed], major: u32) -> io::Result<Ve
     Ok(paths.into_iter().collect())
 }
 
+/// A file in the directory of a device.
+pub(crate) fn path(address: PciAddress, name: &str) -> String {
+    format!("{}/{address}/{name}", root(address))
+}
+
 /// The directory of a host bridge.
 fn root(address: PciAddress) -> String {
     format!("/sys/devices/pci{:04x}:{:02x}", address.segment, address.bus)
@@ -78,37 +87,115 @@ fn iommu_path(name: &str) -> String {
     format!("/sys/devices/virtual/iommu/{name}")
 }
 
-fn describe(tree: &Tree, device: &Listed, major: u32) -> io::Result<()> {
-    let Listed { function, minor, iommu } = device;
+/// What a path has.
+enum Content {
+    File(Vec<u8>),
+    Link(String),
+}
+
+/// Paths and what they have.
+#[derive(Default)]
+struct Entries(Vec<(String, Content)>);
+
+impl Entries {
+    fn file(&mut self, path: impl Into<String>, content: impl Into<Vec<u8>>) {
+        self.0.push((path.into(), Content::File(content.into())));
+    }
+
+    fn link(&mut self, path: impl Into<String>, target: String) {
+        self.0.push((path.into(), Content::Link(target)));
+    }
+}
+
+/// Puts what there is of a device into the tree.
+pub(crate) fn show(tree: &Tree, device: &Listed, major: u32) -> io::Result<()> {
+    for (path, content) in entries(device, major).0 {
+        match content {
+            Content::File(content) => tree.file(&path, content)?,
+            Content::Link(target) => tree.link(&path, target)?,
+        }
+    }
+    Ok(())
+}
+
+/// Takes that away again, as far as it was put there.
+pub(crate) fn hide(tree: &Tree, device: &Listed, major: u32) {
+    for (path, _) in entries(device, major).0 {
+        let _ = tree.remove(&path);
+    }
+}
+
+fn entries(device: &Listed, major: u32) -> Entries {
+    let Listed { function, minor, iommu, of } = device;
     let (address, group) = (function.address(), function.group().id());
+    let mut all = Entries::default();
     let path = format!("{}/{address}", root(address));
-    let file = |name: &str, content: String| tree.file(&format!("{path}/{name}"), content);
+    let mut file = |name: &str, content: String| all.file(format!("{path}/{name}"), content);
     let identity = function.identity();
-    file("vendor", format!("0x{:04x}\n", identity.vendor))?;
-    file("device", format!("0x{:04x}\n", identity.device))?;
-    file("subsystem_vendor", format!("0x{:04x}\n", identity.subsystem_vendor))?;
-    file("subsystem_device", format!("0x{:04x}\n", identity.subsystem))?;
-    file("class", format!("0x{:06x}\n", identity.class))?;
-    file("revision", format!("0x{:02x}\n", identity.revision))?;
-    file("irq", "0\n".to_owned())?;
-    file("enable", "1\n".to_owned())?;
-    file("numa_node", "-1\n".to_owned())?;
-    file("driver_override", "vfio-pci\n".to_owned())?;
-    file("reset", String::new())?;
-    file("modalias", format!("{}\n", modalias(function)))?;
-    file("uevent", uevent(function))?;
-    file("resource", resource(function))?;
-    tree.file(&format!("{path}/config"), function.config_space())?;
-    let link = |name: &str, target: String| tree.link(&format!("{path}/{name}"), target);
-    link("subsystem", format!("{UP}/bus/pci"))?;
-    link("driver", format!("{UP}/bus/pci/drivers/vfio-pci"))?;
-    link("iommu_group", format!("{UP}/kernel/iommu_groups/{group}"))?;
+    file("vendor", format!("0x{:04x}\n", identity.vendor));
+    file("device", format!("0x{:04x}\n", identity.device));
+    file("subsystem_vendor", format!("0x{:04x}\n", identity.subsystem_vendor));
+    file("subsystem_device", format!("0x{:04x}\n", identity.subsystem));
+    file("class", format!("0x{:06x}\n", identity.class));
+    file("revision", format!("0x{:02x}\n", identity.revision));
+    file("irq", "0\n".to_owned());
+    file("enable", "1\n".to_owned());
+    file("numa_node", "-1\n".to_owned());
+    file("driver_override", "vfio-pci\n".to_owned());
+    file("reset", String::new());
+    file("modalias", format!("{}\n", modalias(function)));
+    file("uevent", uevent(function));
+    file("resource", resource(function));
+    let vfs = function.virtual_functions();
+    if let Some(vf) = vfs.first() {
+        file("sriov_totalvfs", format!("{}\n", vfs.len()));
+        file("sriov_numvfs", "0\n".to_owned());
+        file("sriov_offset", "1\n".to_owned());
+        file("sriov_stride", "1\n".to_owned());
+        file("sriov_vf_device", format!("{:x}\n", vf.identity().device));
+    }
+    all.file(format!("{path}/config"), function.config_space());
+    let mut link = |name: &str, target: String| all.link(format!("{path}/{name}"), target);
+    link("subsystem", format!("{UP}/bus/pci"));
+    link("driver", format!("{UP}/bus/pci/drivers/vfio-pci"));
+    link("iommu_group", format!("{UP}/kernel/iommu_groups/{group}"));
+    if let Some((physical, index)) = of {
+        let physical = physical.address();
+        link("physfn", format!("../{physical}"));
+        all.link(format!("{}/{physical}/virtfn{index}", root(physical)), format!("../{address}"));
+    }
     let here = |up: &str| format!("{up}/devices/{}", path.trim_start_matches("/sys/devices/"));
-    tree.link(&format!("/sys/bus/pci/devices/{address}"), here(UP))?;
-    tree.link(&format!("{DRIVER}/{address}"), here("../../../.."))?;
+    all.link(format!("/sys/bus/pci/devices/{address}"), here(UP));
+    all.link(format!("{DRIVER}/{address}"), here("../../../.."));
     let group_path = format!("/sys/kernel/iommu_groups/{group}");
-    tree.link(&format!("{group_path}/devices/{address}"), here("../../../.."))?;
-    tree.file(&format!("{group_path}/type"), "DMA-FQ\n")?;
+    all.link(format!("{group_path}/devices/{address}"), here("../../../.."));
+    // What the whole group has stays if it is its physical function's, too.
+    let is_shared = of.as_ref().is_some_and(|(of, _)| Arc::ptr_eq(of.group(), function.group()));
+    if !is_shared {
+        all.file(format!("{group_path}/type"), "DMA-FQ\n");
+        all.file(format!("{group_path}/reserved_regions"), reserved_regions(function));
+        all.file(format!("/dev/vfio/{group}"), "");
+    }
+    if let Some(name) = iommu {
+        all.link(format!("{path}/iommu"), format!("../../virtual/iommu/{name}"));
+        let devices = format!("{}/devices/{address}", iommu_path(name));
+        all.link(devices, format!("../../../../{}", path.trim_start_matches("/sys/devices/")));
+    }
+    let vfio = format!("{path}/vfio-dev/vfio{minor}");
+    all.file(format!("{vfio}/dev"), format!("{major}:{minor}\n"));
+    all.file(
+        format!("{vfio}/uevent"),
+        format!("MAJOR={major}\nMINOR={minor}\nDEVNAME=vfio/devices/vfio{minor}\n"),
+    );
+    all.link(format!("{vfio}/device"), "../..".to_owned());
+    let class = format!("/sys/class/vfio-dev/vfio{minor}");
+    all.link(class, format!("{}/vfio-dev/vfio{minor}", here("../..")));
+    // Nodes of the table come before these, which are for who lists directories.
+    all.file(format!("/dev/vfio/devices/vfio{minor}"), "");
+    all
+}
+
+fn reserved_regions(function: &Function) -> String {
     let mut regions = String::new();
     for region in function.device().driver().reserved_regions(function.device()) {
         let (first, last) = (region.range.start(), region.range.end());
@@ -118,24 +205,7 @@ fn describe(tree: &Tree, device: &Listed, major: u32) -> io::Result<()> {
         };
         let _ = writeln!(regions, "0x{first:016x} 0x{last:016x} {kind}");
     }
-    tree.file(&format!("{group_path}/reserved_regions"), regions)?;
-    if let Some(name) = iommu {
-        link("iommu", format!("../../virtual/iommu/{name}"))?;
-        let devices = format!("{}/devices/{address}", iommu_path(name));
-        tree.link(&devices, format!("../../../../{}", path.trim_start_matches("/sys/devices/")))?;
-    }
-    let vfio = format!("{path}/vfio-dev/vfio{minor}");
-    tree.file(&format!("{vfio}/dev"), format!("{major}:{minor}\n"))?;
-    tree.file(
-        &format!("{vfio}/uevent"),
-        format!("MAJOR={major}\nMINOR={minor}\nDEVNAME=vfio/devices/vfio{minor}\n"),
-    )?;
-    tree.link(&format!("{vfio}/device"), "../..")?;
-    let class = format!("/sys/class/vfio-dev/vfio{minor}");
-    tree.link(&class, format!("{}/vfio-dev/vfio{minor}", here("../..")))?;
-    // Nodes of the table come before these, which are for who lists directories.
-    tree.file(&format!("/dev/vfio/devices/vfio{minor}"), "")?;
-    tree.file(&format!("/dev/vfio/{group}"), "")
+    regions
 }
 
 fn modalias(function: &Function) -> String {
@@ -163,7 +233,7 @@ fn uevent(function: &Function) -> String {
     )
 }
 
-/// First and last address and flags of each BAR, of the ROM, and of what bridges have.
+/// First and last address and flags of each BAR, of the ROM, and of what bridges and physical functions have.
 fn resource(function: &Function) -> String {
     let mut text = String::new();
     for (size, first) in function.bars().into_iter().zip(function.bar_addresses()) {

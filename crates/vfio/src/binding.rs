@@ -6,6 +6,7 @@ use host::{Capability, Task};
 use iommu::Target;
 use iommufd::{Context, Id};
 
+use crate::sriov::User;
 use crate::{Error, Function};
 
 /// A function that is bound to an iommufd, its own or the one behind a container. Dropped, it is unbound.
@@ -48,21 +49,25 @@ impl Drop for Binding {
 }
 
 /// A function that is bound and in use. Dropped, it is as it was before.
-pub(crate) struct Opened(Arc<Binding>);
+pub(crate) struct Opened {
+    binding: Arc<Binding>,
+    _user: User,
+}
 
 impl Opened {
     pub(crate) fn new(binding: Arc<Binding>) -> Result<Self, Error> {
+        let user = User::new(&binding.function)?;
         binding.function.open()?;
-        Ok(Self(binding))
+        Ok(Self { binding, _user: user })
     }
 
     pub(crate) fn binding(&self) -> &Arc<Binding> {
-        &self.0
+        &self.binding
     }
 }
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        self.0.function.close();
+        self.binding.function.close();
     }
 }

@@ -12,6 +12,7 @@ use uapi::{nr, vfio as v};
 use crate::binding::{Binding, Opened};
 use crate::file::{DeviceFile, OpenDevice};
 use crate::group::CdevUse;
+use crate::sriov::{OpenFunction, Uuid};
 use crate::user::{read, write};
 use crate::{Error, Function};
 
@@ -33,12 +34,18 @@ impl CharDevice for Cdev {
         if host::fail::point() {
             return Err(Errno::NOMEM);
         }
+        let open = OpenFunction::new(&self.function).map_err(|error| error.errno())?;
         let (function, mode) = (self.function.clone(), self.mode);
-        Ok(Arc::new(OpenDevice(CdevFile { function, mode, bound: Mutex::default() })))
+        let file = CdevFile { function, mode, bound: Mutex::default(), _open: open };
+        Ok(Arc::new(OpenDevice(file)))
     }
 
     fn mode(&self) -> FileMode {
         self.mode
+    }
+
+    fn exists(&self) -> bool {
+        self.function.is_present()
     }
 }
 
@@ -47,6 +54,7 @@ struct CdevFile {
     function: Arc<Function>,
     mode: FileMode,
     bound: Mutex<Option<Bound>>,
+    _open: OpenFunction,
 }
 
 /// What it is bound to, and what keeps others from it.
@@ -78,19 +86,21 @@ impl DeviceFile for CdevFile {
 
 impl CdevFile {
     fn bind(&self, task: &dyn Task, arg: u64) -> Result<(), Error> {
-        const TOKEN: u32 = 1;
+        const TOKEN: u32 = v::VFIO_DEVICE_BIND_FLAG_TOKEN;
         const LEN: usize = 16;
         let (mut bind, _): (v::vfio_device_bind_iommufd, _) = read(task, arg, LEN)?;
         if bind.flags & !TOKEN != 0 || bind.iommufd < 0 {
             return Err(Error::Invalid("VFIO_DEVICE_BIND_IOMMUFD flags or iommufd"));
         }
+        let mut token = None;
         if bind.flags & TOKEN != 0 {
-            return Err(Error::Invalid("the device has no VF token"));
+            task.mm().copy_from_user(bind.token_uuid_ptr, token.insert(Uuid::default()))?;
         }
         let mut bound = self.bound.lock();
         if bound.is_some() {
             return Err(Error::Invalid("the device is bound already"));
         }
+        self.function.match_token(token)?;
         let context = iommufd(task, bind.iommufd)?.ok_or(Error::WrongFile)?;
         let used = CdevUse::new(&self.function)?;
         let binding = Binding::new(&self.function, context, task)?;

@@ -1,9 +1,10 @@
 //! PCI configuration space: a type 0 header with MSI-X, PCI Express and power management capabilities, and the extended
-//! ones ATS and PRI.
+//! ones ATS, PRI and SR-IOV.
 //!
 //! Who uses a device through VFIO sees what the kernel lets him see. ATS, PRI and PASIDs are the host's: its IOMMU driver
 //! enables them. ATS and PRI can be read, as they are at the moment, and not written; the PASID capability is hidden: how
-//! many there are is in `IOMMU_GET_HW_INFO`.
+//! many there are is in `IOMMU_GET_HW_INFO`. SR-IOV can be read and not written: its PF's driver in the kernel enables
+//! virtual functions, for who writes `sriov_numvfs`.
 
 use platform::{Capabilities, PAGE_REQUEST_CAPACITY, PriStatus};
 
@@ -36,9 +37,16 @@ const DEVICE_CONTROL: usize = EXPRESS + 8;
 /// Extended capabilities, in the order of the list; the first is where the list begins.
 const ATS: usize = 0x100;
 const PRI: usize = 0x110;
+/// Beyond the registers of its own that Intel's DMA engine has from 140h on.
+const SRIOV: usize = 0x200;
 /// `PCI_EXT_CAP_ID_*`.
 const ID_ATS: u32 = 0x0f;
 const ID_PRI: u32 = 0x13;
+const ID_SRIOV: u32 = 0x10;
+/// `SR-IOV Control.VF Enable` and `VF MSE`.
+const SRIOV_ENABLE: u16 = 1 << 0 | 1 << 3;
+/// `Supported Page Sizes`: those that every PF has to support, from 4 KiB to 4 MiB.
+const SRIOV_PAGE_SIZES: u32 = 0x553;
 /// `PCI_ATS_CAP`: requests are for whole pages, invalidations of all PASIDs at once work, and 32 of them fit.
 const ATS_CAP: u16 = 1 << 5 | 1 << 6;
 /// `PCI_ATS_CTRL_ENABLE`. The Smallest Translation Unit, below it, is 4 KiB.
@@ -163,21 +171,58 @@ impl Config {
 
     fn put_extended(&mut self) {
         let Capabilities { pasid_bits, ats, pri } = self.capabilities;
-        // An identity, version 1, and where the next one is.
-        let header = |id: u32, next: usize| (id | 1 << 16 | (next as u32) << 20).to_le_bytes();
         if pasid_bits > 0 {
             self.put(DEVICE_CAPABILITIES2, &END_END_PREFIX.to_le_bytes());
         }
+        self.link_extended(false);
         if ats {
-            self.put(ATS, &header(ID_ATS, if pri { PRI } else { 0 }));
             self.put(ATS + 4, &ATS_CAP.to_le_bytes());
         }
         if ats && pri {
-            self.put(PRI, &header(ID_PRI, 0));
             // The capacity, and of that what the host has allotted: all.
             self.put(PRI + 8, &PAGE_REQUEST_CAPACITY.to_le_bytes());
             self.put(PRI + 12, &PAGE_REQUEST_CAPACITY.to_le_bytes());
         }
+    }
+
+    /// The list of the extended capabilities that there are.
+    fn link_extended(&mut self, sriov: bool) {
+        let Capabilities { ats, pri, .. } = self.capabilities;
+        let all = [(ats, ATS, ID_ATS), (ats && pri, PRI, ID_PRI), (sriov, SRIOV, ID_SRIOV)];
+        let mut next = 0;
+        for (_, at, id) in all.into_iter().rev().filter(|(is, ..)| *is) {
+            // An identity, version 1, and where the next one is.
+            self.put(at, &(id | 1 << 16 | next << 20).to_le_bytes());
+            next = at as u32;
+        }
+        if next > ATS as u32 {
+            // The list begins where ATS would be: with one of no identity.
+            self.put(ATS, &(next << 20).to_le_bytes());
+        }
+    }
+
+    /// The function has so many virtual functions, which have this device ID and BARs of these sizes. None is enabled.
+    pub(crate) fn set_total_vfs(&mut self, total: u16, device: u16, bars: [u64; 6]) {
+        self.link_extended(true);
+        // InitialVFs and TotalVFs.
+        self.put(SRIOV + 0x0c, &[total.to_le_bytes(); 2].concat());
+        // First VF Offset and VF Stride.
+        self.put(SRIOV + 0x14, &[1, 0, 1, 0]);
+        self.put(SRIOV + 0x1a, &device.to_le_bytes());
+        self.put(SRIOV + 0x1c, &SRIOV_PAGE_SIZES.to_le_bytes());
+        // System Page Size: 4 KiB.
+        self.put(SRIOV + 0x20, &[1]);
+        for (n, _) in bars.into_iter().enumerate().filter(|(_, size)| *size != 0) {
+            // Memory, 64 bits.
+            self.put(SRIOV + 0x24 + 4 * n, &[0b100]);
+        }
+    }
+
+    /// So many virtual functions are enabled.
+    pub(crate) fn set_num_vfs(&mut self, count: u16) {
+        let control = if count > 0 { SRIOV_ENABLE } else { 0 };
+        self.put(SRIOV + 0x08, &control.to_le_bytes());
+        self.put(SRIOV + 0x10, &count.to_le_bytes());
     }
 
     /// What the host's driver has enabled, and what has come of it.
@@ -343,6 +388,31 @@ mod tests {
         assert_eq!(u32::from_le_bytes(read(&config, PRI + 8)), PAGE_REQUEST_CAPACITY);
         assert_eq!(walk(&config), [ats, pri]);
         assert_ne!(u32::from_le_bytes(read(&config, DEVICE_CAPABILITIES2)) & 1 << 21, 0);
+    }
+
+    #[test]
+    fn virtual_functions_are_in_a_capability_that_software_cannot_write() {
+        for (capabilities, first) in [
+            (Capabilities::default(), 0),
+            (Capabilities { ats: true, ..Capabilities::default() }, ID_ATS),
+        ] {
+            let mut config = with(capabilities);
+            config.set_total_vfs(7, 0x2022, [0x4000, 0, 0, 0, MSIX_BAR_SIZE, 0]);
+            let header = u32::from_le_bytes(read(&config, 0x100));
+            assert_eq!((header & 0xffff, header >> 20), (first, SRIOV as u32));
+            assert_eq!(read(&config, SRIOV), [0x10, 0, 1, 0], "the last");
+            config.set_num_vfs(3);
+            config.write(SRIOV, &[0xff; 0x40]);
+            config.reset();
+            assert_eq!(read(&config, SRIOV + 0x08), [0b1001, 0, 0, 0, 7, 0, 7, 0, 3, 0]);
+            assert_eq!(read(&config, SRIOV + 0x14), [1, 0, 1, 0, 0, 0, 0x22, 0x20]);
+            assert_eq!(read(&config, SRIOV + 0x34), [4, 0, 0, 0], "VF BAR4");
+            config.set_num_vfs(0);
+            assert_eq!(
+                (read(&config, SRIOV + 0x08), read(&config, SRIOV + 0x10)),
+                ([0; 2], [0; 2])
+            );
+        }
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) interrupts: OnceLock<Interrupts>,
     /// `COMMAND.Bus Master Enable`: without it there is neither DMA nor a message.
     pub(crate) master: AtomicBool,
+    pub(crate) virtual_function: Option<u16>,
 }
 
 impl Bus {
@@ -99,7 +100,13 @@ impl Bus {
     /// The bus of a device that is no function of a machine, for its tests: it may use memory, and raises nothing.
     pub fn alone(port: Port) -> Self {
         let (interrupts, master) = (OnceLock::new(), AtomicBool::new(true));
-        Self { port, shared: Arc::new(Shared { interrupts, master }) }
+        Self { port, shared: Arc::new(Shared { interrupts, master, virtual_function: None }) }
+    }
+
+    /// Its number, from 0, if it is a virtual function: one of those that the machine file asks for with `vfs`. They are
+    /// made as the device is itself, and may be something else than it is.
+    pub fn virtual_function(&self) -> Option<u16> {
+        self.shared.virtual_function
     }
 
     /// The same for another thread.

@@ -31,6 +31,12 @@ pub enum Error {
     /// The caller lacks the permission.
     #[error("not permitted: {0}")]
     Permission(&'static str),
+    /// The caller has not shown the token.
+    #[error("no access: {0}")]
+    Access(&'static str),
+    /// A number is too large.
+    #[error("out of range: {0}")]
+    Range(&'static str),
     /// iommufd refused.
     #[error(transparent)]
     Iommufd(#[from] iommufd::Error),
@@ -49,6 +55,8 @@ impl Error {
             Self::WrongFile => Errno::BADFD,
             Self::File(errno) => *errno,
             Self::Permission(_) => Errno::PERM,
+            Self::Access(_) => Errno::ACCESS,
+            Self::Range(_) => Errno::RANGE,
             Self::Iommufd(error) => error.errno(),
             Self::Busy(_) | Self::Its(ItsError::InUse(_)) => Errno::BUSY,
             Self::NoDevice => Errno::NODEV,

@@ -6,6 +6,7 @@ use uapi::extra::{
 };
 use uapi::{Plain, vfio as v};
 
+use crate::sriov::Uuid;
 use crate::user::read;
 use crate::{Error, Function};
 
@@ -36,6 +37,15 @@ pub(crate) fn carry_out(function: &Function, task: &dyn Task, arg: u64) -> Resul
             } else {
                 Ok(0)
             }
+        }
+        v::VFIO_DEVICE_FEATURE_PCI_VF_TOKEN if function.has_token() => {
+            // Not to be read: it may be the one of the user before.
+            let mut token = Uuid::default();
+            if is_wanted(feature, SET, size_of_val(&token))? {
+                task.mm().copy_from_user(arg + HEADER, &mut token)?;
+                function.set_token(token);
+            }
+            Ok(0)
         }
         _ => Err(Error::UnknownIoctl),
     }

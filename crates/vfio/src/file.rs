@@ -149,13 +149,19 @@ fn irq_info(binding: &Binding, task: &dyn Task, arg: u64) -> Result<(), Error> {
     write(task, arg, &info, 16)
 }
 
-/// Each function is alone in its slot: a reset of the slot is a reset of the function.
+/// Each function is alone in its slot: a reset of the slot is a reset of the function. It would take virtual functions
+/// along: while there are any there is no such reset, nor is there one of theirs.
+fn check_slot(binding: &Binding) -> Result<(), Error> {
+    if binding.function.has_slot() { Ok(()) } else { Err(Error::NoDevice) }
+}
+
 fn hot_reset_info(
     file: &impl DeviceFile,
     binding: &Binding,
     task: &dyn Task,
     arg: u64,
 ) -> Result<(), Error> {
+    check_slot(binding)?;
     let (mut header, len): (vfio_pci_hot_reset_header, _) = read(task, arg, 12)?;
     let room = header.argsz as usize;
     let address = binding.function.address();
@@ -185,6 +191,7 @@ fn hot_reset(
     task: &dyn Task,
     arg: u64,
 ) -> Result<(), Error> {
+    check_slot(binding)?;
     let (header, len): (vfio_pci_hot_reset_header, _) = read(task, arg, 12)?;
     // Nobody proves the ownership of one device with more than one descriptor.
     if header.flags != 0 || header.count > 1 {

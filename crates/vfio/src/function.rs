@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use platform::{Its, PciAddress, Port, Spawn};
 use uapi::vfio as v;
 
@@ -13,10 +13,12 @@ use crate::config::{self, Config, Effect, MSIX_BAR, MSIX_BAR_SIZE};
 use crate::device::{Bus, Device, Identity, InUse, Shared};
 use crate::group::Group;
 use crate::interrupts::{Counts, Interrupts};
+use crate::sriov::Role;
 
 /// A function of the machine that user space may drive.
 pub struct Function {
     device: Arc<iommu::Device>,
+    identity: Identity,
     emulated: Arc<dyn Device>,
     shared: Arc<Shared>,
     port: Port,
@@ -27,6 +29,18 @@ pub struct Function {
     mappable: AtomicBool,
     /// Bound by its own file.
     pub(crate) bound: AtomicBool,
+    pub(crate) role: Role,
+}
+
+/// Where a function is in the machine.
+pub(crate) struct Parts<'a> {
+    pub(crate) device: Arc<iommu::Device>,
+    pub(crate) port: Port,
+    pub(crate) its: Arc<Its>,
+    pub(crate) address: PciAddress,
+    pub(crate) group: &'a Arc<Group>,
+    pub(crate) spawn: &'a Spawn,
+    pub(crate) role: Role,
 }
 
 impl Function {
@@ -41,11 +55,26 @@ impl Function {
         spawn: &Spawn,
         make: impl FnOnce(Bus) -> Arc<dyn Device>,
     ) -> Result<Arc<Self>, Error> {
-        let shared =
-            Arc::new(Shared { interrupts: OnceLock::new(), master: AtomicBool::new(false) });
+        let role = Role::Physical(OnceLock::new());
+        Self::assemble(Parts { device, port, its, address, group, spawn, role }, None, make)
+    }
+
+    /// A function, with the vendor ID of another if there is one.
+    pub(crate) fn assemble(
+        parts: Parts<'_>,
+        vendor: Option<u16>,
+        make: impl FnOnce(Bus) -> Arc<dyn Device>,
+    ) -> Result<Arc<Self>, Error> {
+        let Parts { device, port, its, address, group, spawn, role } = parts;
+        let virtual_function = match &role {
+            Role::Physical(_) => None,
+            Role::Virtual(virtual_function) => Some(virtual_function.index),
+        };
+        let (interrupts, master) = (OnceLock::new(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { interrupts, master, virtual_function });
         let emulated = make(Bus::new(port.another(), &shared));
         let counts = Counts {
-            line: emulated.has_line(),
+            line: emulated.has_line() && virtual_function.is_none(),
             msi: emulated.messages(),
             msix: emulated.vectors(),
         };
@@ -55,11 +84,13 @@ impl Function {
         if counts.msix > 0 {
             bars[MSIX_BAR] = MSIX_BAR_SIZE;
         }
-        let (identity, own) = (emulated.identity(), emulated.capabilities());
+        let (mut identity, own) = (emulated.identity(), emulated.capabilities());
+        identity.vendor = vendor.unwrap_or(identity.vendor);
         let config = Config::new(&identity, bars, counts, port.capabilities(), &own);
         let config = Mutex::new(config);
         let function = Arc::new(Self {
             device,
+            identity,
             emulated,
             shared,
             port,
@@ -69,6 +100,7 @@ impl Function {
             group: group.clone(),
             mappable: AtomicBool::new(false),
             bound: AtomicBool::new(false),
+            role,
         });
         let answers = |index| !function.is_table(index);
         let placed = Bars::place(&Arc::downgrade(&function), &function.port, bars, answers);
@@ -106,7 +138,7 @@ impl Function {
 
     /// What it is.
     pub fn identity(&self) -> Identity {
-        self.emulated.identity()
+        self.identity
     }
 
     /// The sizes of its BARs in bytes; 0 is none.
@@ -123,9 +155,9 @@ impl Function {
         self.bars.get().expect("set when the function was made")
     }
 
-    /// It decodes its BARs.
+    /// It decodes its BARs; a virtual function as long as it is there, which is VF MSE.
     pub(crate) fn has_memory(&self) -> bool {
-        self.config.lock().has_memory()
+        if self.is_virtual() { self.is_present() } else { self.config.lock().has_memory() }
     }
 
     /// Its configuration space as it is now.
@@ -144,6 +176,14 @@ impl Function {
     /// The device as the IOMMU core knows it.
     pub fn device(&self) -> &Arc<iommu::Device> {
         &self.device
+    }
+
+    pub(crate) fn config(&self) -> MutexGuard<'_, Config> {
+        self.config.lock()
+    }
+
+    pub(crate) fn its(&self) -> &Arc<Its> {
+        self.interrupts().its()
     }
 
     pub(crate) fn interrupts(&self) -> &Interrupts {
@@ -238,12 +278,12 @@ impl Function {
         self.port.reset();
         self.port.halt(false);
         self.interrupts().set_level(false);
-        let has_memory = {
+        {
             let config = self.config.lock();
             self.shared.master.store(config.is_master(), Ordering::Release);
-            config.has_memory()
-        };
-        self.place().revoke(!has_memory);
+        }
+        self.place().revoke(!self.has_memory());
+        self.reset_virtual();
     }
 
     /// Configuration space as after power-on, and then a reset.

@@ -14,6 +14,7 @@ use crate::binding::{Binding, Opened};
 use crate::cdev::iommufd;
 use crate::container::{Container, Member};
 use crate::file::{DeviceFile, OpenDevice};
+use crate::sriov::parse_options;
 use crate::user::{read, read_text, write};
 use crate::{Error, Function};
 
@@ -50,13 +51,20 @@ impl Group {
         self.state.lock().functions.push(Arc::downgrade(function));
     }
 
-    /// Its functions.
+    /// Its functions, those among them that are not there at the moment.
     pub(crate) fn functions(&self) -> Vec<Arc<Function>> {
         self.state.lock().functions.iter().filter_map(Weak::upgrade).collect()
     }
 
-    fn function(&self, name: &str) -> Option<Arc<Function>> {
-        self.functions().into_iter().find(|function| function.address().to_string() == name)
+    fn present(&self) -> impl Iterator<Item = Arc<Function>> {
+        self.functions().into_iter().filter(|function| function.is_present())
+    }
+
+    /// The function whose name `text` begins with, and what follows its name.
+    fn function<'a>(&self, text: &'a str) -> Option<(Arc<Function>, &'a str)> {
+        let (name, options) = text.find(' ').map_or((text, ""), |end| text.split_at(end));
+        let found = self.present().find(|function| function.address().to_string() == name);
+        Some((found?, options))
     }
 }
 
@@ -113,6 +121,10 @@ impl CharDevice for GroupNode {
 
     fn mode(&self) -> FileMode {
         FileMode::CharDevice { major: self.major, minor: self.group.id }
+    }
+
+    fn exists(&self) -> bool {
+        self.group.present().next().is_some()
     }
 }
 
@@ -191,9 +203,11 @@ impl GroupOpen {
         write(task, arg, &status, len)
     }
 
-    /// Opens a device. With an iommufd it is bound and attached the first time; a container has done that.
-    fn device(&self, task: &dyn Task, name: &str) -> Result<Arc<Opened>, Error> {
-        let function = self.group.function(name).ok_or(Error::NoDevice)?;
+    /// Opens a device, of which `text` has the name and maybe a token. With an iommufd it is bound and attached the first
+    /// time; a container has done that.
+    fn device(&self, task: &dyn Task, text: &str) -> Result<Arc<Opened>, Error> {
+        let (function, options) = self.group.function(text).ok_or(Error::NoDevice)?;
+        function.match_token(parse_options(options)?)?;
         let set = self.set.lock();
         let set = set.as_ref().ok_or(Error::Invalid("the group has no container"))?;
         let is_open = |opened: &Arc<Opened>| Arc::ptr_eq(&opened.binding().function, &function);

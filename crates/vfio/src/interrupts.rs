@@ -129,6 +129,10 @@ impl Interrupts {
         self.its.frame()
     }
 
+    pub(crate) fn its(&self) -> &Arc<Its> {
+        &self.its
+    }
+
     /// The kind in use.
     pub(crate) fn kind(&self) -> Option<Kind> {
         match &self.state.lock().mode {

@@ -5,6 +5,8 @@
 //! writes its regions. The device's own DMA and messages leave through a [`Bus`]. [`GroupNode`] and [`ContainerNode`] are
 //! the files that older clients use for the same, over the same objects.
 //!
+//! A physical function may have virtual functions ([`Function::add_virtual`], SR-IOV), which come and go.
+//!
 //! How calls arrive is none of its business (crate `host`), nor what translates (crate `iommu`).
 #![forbid(unsafe_code)]
 
@@ -21,6 +23,7 @@ mod function;
 mod group;
 mod interrupts;
 mod irqs;
+mod sriov;
 mod user;
 mod worker;
 

@@ -58,7 +58,6 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "vfio",
-        // Not vfio_pci_sriov_uapi_test: no device has virtual functions.
         programs: &[
             "vfio_iommufd_setup_test",
             "vfio_pci_device_test",
@@ -66,9 +65,10 @@ const SUITES: &[Suite] = &[
             "vfio_dma_mapping_mmio_test",
             "vfio_pci_device_init_perf_test",
             "vfio_pci_driver_test",
+            "vfio_pci_sriov_uapi_test",
         ],
         machine: &["--machine", concat!(env!("CARGO_MANIFEST_DIR"), "/src/conformance/vfio.toml")],
-        // The DMA engine of that machine.
+        // The DMA engine of that machine, which has virtual functions.
         environment: &[("VFIO_SELFTESTS_BDF", "0001:00:01.0")],
     },
 ];

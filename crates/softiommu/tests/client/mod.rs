@@ -58,10 +58,17 @@ impl Client {
 
     /// As `new`; the errno of the bind if it is refused.
     pub(crate) fn bind(n: usize) -> Result<Self, i32> {
+        Self::bind_with(n, None)
+    }
+
+    /// As `bind`, with a VF token.
+    pub(crate) fn bind_with(n: usize, token: Option<&[u8; 16]>) -> Result<Self, i32> {
         let path = format!("/dev/vfio/devices/vfio{n}");
         let device = File::options().read(true).write(true).open(path).unwrap();
         let iommu = Arc::new(IommuFd::new().unwrap());
-        ioctl(&device, BIND, &mut [16, 0, iommu.as_raw_fd() as u32, 0])?;
+        let at = token.map_or(0, |token| token.as_ptr() as u64);
+        let (flags, low, high) = (u32::from(token.is_some()), at as u32, (at >> 32) as u32);
+        ioctl(&device, BIND, &mut [24, flags, iommu.as_raw_fd() as u32, 0, low, high])?;
         let ioas = IommufdIoas::new(iommu).unwrap();
         let ram = memory_file(&[]);
         ram.set_len(RAM).unwrap();
@@ -70,6 +77,11 @@ impl Client {
         let client = Self { device, ioas, ram };
         client.enable();
         Ok(client)
+    }
+
+    /// An ioctl of the device.
+    pub(crate) fn ioctl(&self, cmd: u64, words: &mut [u32]) -> Result<(), i32> {
+        ioctl(&self.device, cmd, words)
     }
 
     /// Memory space, bus master.
