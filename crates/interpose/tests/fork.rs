@@ -528,6 +528,28 @@ fn a_child_finds_the_trees_of_its_parent() {
 }
 
 #[test]
+fn a_child_writes_an_attribute_of_its_parent_s() {
+    const LINK: &str = "/sys/devices/counter/link";
+    const DEVICE: &str = "/dev/counter-level";
+    let _one = setup();
+    let write = |text: &str| std::fs::write(LINK, text);
+    // The child inherits a table in which the device is not there.
+    assert!(!std::fs::exists(DEVICE).unwrap());
+    assert!(
+        in_child(|| {
+            assert_eq!(write("no").unwrap_err().raw_os_error(), Some(libc::ERANGE));
+            write("5").unwrap();
+            assert!(std::fs::exists(DEVICE).unwrap() && std::fs::File::open(DEVICE).is_ok());
+        })
+        .wait()
+    );
+    assert_eq!(std::fs::read_to_string(LINK).unwrap(), "5\n");
+    assert!(std::fs::exists(DEVICE).unwrap());
+    write("0").unwrap();
+    assert!(in_child(|| assert!(std::fs::File::open(DEVICE).is_err())).wait());
+}
+
+#[test]
 #[cfg(target_arch = "x86_64")]
 fn a_child_maps_registers_of_its_parent_s() {
     let _one = setup();

@@ -328,6 +328,43 @@ fn a_tree_is_found_where_programs_look_for_it() {
 }
 
 #[test]
+fn an_attribute_is_written_by_all_its_names_and_a_device_comes_and_goes() {
+    use std::fs::{self, File};
+    use std::os::unix::fs::FileExt;
+    const AT: &str = "/sys/devices/counter";
+    const DEVICE: &str = "/dev/counter-level";
+    let _one = setup();
+    let write = |path: &str, text: &str| {
+        // As a shell does it.
+        let file = File::options().write(true).create(true).truncate(true).open(path);
+        file.unwrap().write_all(text.as_bytes()).map_err(|error| error.raw_os_error().unwrap())
+    };
+    let level = || fs::read_to_string(format!("{AT}/level")).unwrap();
+    assert_eq!((level().as_str(), write(&format!("{AT}/level"), "no")), ("0\n", Err(libc::ERANGE)));
+    assert!(!fs::exists(DEVICE).unwrap());
+    assert_eq!(File::open(DEVICE).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    write(&format!("{AT}/link"), "7").unwrap();
+    assert_eq!(level(), "7\n");
+    assert!(fs::metadata(format!("{AT}/level")).unwrap().is_file());
+    assert!(fs::metadata(DEVICE).unwrap().file_type().is_char_device());
+    assert!(File::open(DEVICE).is_ok());
+    // From a directory that is open; and one descriptor for both.
+    let directory = File::open(AT).unwrap();
+    // SAFETY: a C string, and a descriptor of ours.
+    let mut file = unsafe {
+        let (fd, name) = (directory.as_raw_fd(), c"level".as_ptr());
+        File::from_raw_fd(libc::openat(fd, name, libc::O_RDWR))
+    };
+    let (mut text, mut byte) = (String::new(), [0]);
+    file.read_to_string(&mut text).unwrap();
+    file.write_all(b"0").unwrap();
+    assert_eq!((text.as_str(), level().as_str()), ("7\n", "0\n"));
+    assert_eq!((file.read(&mut byte).unwrap(), file.read_at(&mut byte, 0).unwrap()), (0, 1));
+    assert_eq!((byte, file.read_at(&mut byte, 1 << 40).unwrap()), ([b'0'], 0));
+    assert!(!fs::exists(DEVICE).unwrap());
+}
+
+#[test]
 fn kvm_need_not_know_our_files() {
     const CREATE_VM: libc::c_ulong = 0xae01;
     const CREATE_DEVICE: libc::c_ulong = 0xc00c_aee0;

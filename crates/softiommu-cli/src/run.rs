@@ -43,8 +43,8 @@ pub(crate) struct Run {
     iommu: Model,
 
     /// Add a device to the machine: ioat, nvme or virtio-blk, and for disks, after commas, image=FILE or
-    /// memory=SIZE, ro, block-size=BYTES, queues=N; for each, mmap, name=NAME and address=ADDRESS. Its node is the
-    /// next /dev/vfio/devices/vfioN: `softiommu machine` shows it
+    /// memory=SIZE, ro, block-size=BYTES, queues=N; for ioat, vfs=N and num-vfs=N; for each, mmap, name=NAME
+    /// and address=ADDRESS. Its node is the next /dev/vfio/devices/vfioN: `softiommu machine` shows it
     #[arg(long, value_name = "MODEL[,KEY=VALUE...]")]
     device: Vec<String>,
 

@@ -55,6 +55,8 @@ fn devices_are_added_and_shown_with_their_disks() {
     );
     assert!(text.contains("  /disks/a.img, blocks of 512 bytes, read-only\n"), "{text}");
     assert!(text.contains("  64MiB of memory, blocks of 512 bytes\n"), "{text}");
+    let text = printed(&["--device", "ioat,vfs=4,num-vfs=1"]);
+    assert!(text.contains("/dev/vfio/devices/vfio1\n  TotalVFs 4, NumVFs 1\n"), "{text}");
     let json = printed(&["--json", "--device", "nvme,memory=1MiB,block-size=4096"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["devices"][1]["disks"][0]["memory"], 1 << 20);

@@ -21,6 +21,7 @@ address = \"0000:aa:00.0\"
 pasid-bits = 4
 ats = true
 pri = true
+vfs = 2
 ";
 const CONFIG: u64 = 7 << 40;
 const IOVA: u64 = 0x4000_0000;

@@ -8,13 +8,14 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once};
 
 use client::{Client, INTX, IOVA};
 use softiommu::device::{Bus, Device, Identity};
 
 /// Each test has a device of its own: `vfioN` in this order, and after the last the virtual functions.
 const MACHINE: &str = r#"
+explain-faults = true
 iommu = [{ name = "smmu", model = "smmuv3" }]
 device = [
     { name = "a", model = "ioat", iommu = "smmu", vfs = 3, stream-id = 0x100 },
@@ -25,6 +26,7 @@ device = [
     { name = "f", iommu = "smmu", vfs = 1 },
     { name = "g", model = "ioat", iommu = "smmu" },
     { name = "h", model = "ioat", iommu = "smmu", vfs = 1 },
+    { name = "i", model = "ioat", iommu = "smmu", vfs = 2 },
 ]
 "#;
 
@@ -35,6 +37,8 @@ const D: &str = "0001:00:04.0";
 const E: &str = "0001:00:05.0";
 const F: &str = "0001:00:06.0";
 const H: &str = "0001:00:08.0";
+
+const I: &str = "0001:00:09.0";
 
 const SET_IOMMU: u64 = 0x3b66;
 const GROUP_SET_CONTAINER: u64 = 0x3b68;
@@ -49,8 +53,25 @@ const REQUEST: u32 = 4;
 const CHANNEL: u64 = 0x80;
 const SRIOV: u64 = 0x200;
 
+/// `vfioN` of the first virtual function, and how many there are.
+const FIRST_VF: usize = 9;
+const VFS: usize = 15;
+
 const TOKEN: &[u8; 16] = b"the right token!";
+/// The same for the file of a group.
+const RIGHT: &str = " vf_token=74686520-7269-6768-7420-746f6b656e21";
 const WRONG: &[u8; 16] = b"the wrong token!";
+
+/// What the machine had to tell.
+static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// A device of an open group, by its name and what follows that.
+fn device(group: &File, name: &str) -> Result<File, i32> {
+    let name = std::ffi::CString::new(name).unwrap();
+    let fd = call(group, GROUP_GET_DEVICE_FD, name.as_ptr() as u64)?;
+    // SAFETY: a new descriptor, of nobody else.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
 
 /// A device of one's own, whose virtual functions are something else.
 struct Own(Option<u16>);
@@ -88,7 +109,8 @@ fn install() {
     ONCE.call_once(|| {
         let machine = softiommu::Machine::from_toml(MACHINE).unwrap();
         let own = |bus: Bus, _: &_| -> Arc<dyn Device> { Arc::new(Own(bus.virtual_function())) };
-        softiommu::Setup::new(machine).device("f", own).install().unwrap();
+        let report = |text: &str| REPORTS.lock().unwrap().push(text.to_owned());
+        softiommu::Setup::new(machine).device("f", own).report(report).install().unwrap();
     });
 }
 
@@ -135,7 +157,7 @@ fn call(file: &File, command: u64, argument: u64) -> Result<i32, i32> {
 #[test]
 fn virtual_functions_come_and_go() {
     install();
-    let (vf, node) = ("0001:00:01.1", "/dev/vfio/devices/vfio8");
+    let (vf, node) = ("0001:00:01.1", "/dev/vfio/devices/vfio9");
     assert_eq!((text(A, "sriov_totalvfs"), text(A, "sriov_numvfs")), ("3".into(), "0".into()));
     assert_eq!((text(A, "sriov_offset"), text(A, "sriov_stride")), ("1".into(), "1".into()));
     assert_eq!(text(A, "sriov_vf_device"), "2021");
@@ -144,7 +166,7 @@ fn virtual_functions_come_and_go() {
         assert!(gone.iter().all(|path| !fs::exists(path).unwrap()));
         assert_eq!(open(node).err(), Some(libc::ENOENT));
         let listed = |path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
-        assert!(listed("/dev/vfio/devices").all(|name| name != "vfio8"));
+        assert!(listed("/dev/vfio/devices").all(|name| name != "vfio9"));
         assert!(listed("/sys/bus/pci/drivers/vfio-pci").all(|name| name != vf));
     };
     absent();
@@ -168,10 +190,10 @@ fn virtual_functions_come_and_go() {
         Path::new(&format!("/sys/devices/pci0001:00/{vf}"))
     );
     let mut vfio = fs::read_dir(sys(vf, "vfio-dev")).unwrap();
-    assert_eq!(vfio.next().unwrap().unwrap().file_name(), "vfio8");
+    assert_eq!(vfio.next().unwrap().unwrap().file_name(), "vfio9");
     let rdev = fs::metadata(node).unwrap().rdev();
-    assert_eq!(rdev, libc::makedev(511, 8));
-    assert!(open("/dev/char/511:8").is_ok());
+    assert_eq!(rdev, libc::makedev(511, 9));
+    assert!(open("/dev/char/511:9").is_ok());
     let group = link(vf, "iommu_group");
     assert!(group != link(A, "iommu_group") && group != link("0001:00:01.2", "iommu_group"));
     assert!(open(format!("/dev/vfio/{group}")).is_ok());
@@ -234,6 +256,46 @@ fn a_child_enables_virtual_functions_for_its_parent() {
     assert_eq!(link(H, "virtfn0"), "0001:00:08.1");
 }
 
+/// Several write `sriov_numvfs` at a time, and others open what there is.
+#[test]
+fn who_has_a_virtual_function_keeps_it() {
+    install();
+    drop(Client::bind_with(FIRST_VF - 1, Some(TOKEN)).unwrap());
+    let writer = |n: usize| {
+        for turn in 0..100 {
+            let count = if turn % 2 == 0 { ["1", "2"][n] } else { "0" };
+            assert!(matches!(enable(I, count), Ok(()) | Err(libc::EBUSY)));
+            let now = text(I, "sriov_numvfs");
+            assert!(["0", "1", "2"].contains(&now.as_str()), "{now:?}");
+        }
+    };
+    let user = || {
+        let mut found = 0;
+        while found < 20 {
+            // The last two of all.
+            let node = format!("/dev/vfio/devices/vfio{}", FIRST_VF + VFS - 2);
+            let Ok(file) = open(&node) else {
+                // In case the writers are done.
+                let _ = enable(I, "2");
+                continue;
+            };
+            found += 1;
+            assert!(fs::exists(&node).unwrap());
+            // It takes its turn: what was written before can be read.
+            assert_eq!(enable(I, "0"), Err(libc::EBUSY));
+            assert_ne!(text(I, "sriov_numvfs"), "0");
+            drop(file);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| writer(0));
+        scope.spawn(|| writer(1));
+        scope.spawn(user);
+    });
+    while enable(I, "0").is_err() {}
+    assert!(!fs::exists(sys(I, "virtfn0")).unwrap());
+}
+
 /// One copy, with a descriptor at the beginning of the memory; whether it was carried out.
 fn copy(engine: &Client, from: u64, to: u64) -> bool {
     let descriptor = [8, IOVA + from, IOVA + to, 0, 0, 0, 0, 0u64];
@@ -255,7 +317,7 @@ fn each_virtual_function_is_a_device_of_its_own() {
     enable(B, "2").unwrap();
     let physical = Client::bind_with(1, Some(TOKEN)).unwrap();
     let virtual_functions: Vec<_> =
-        [11, 12].into_iter().map(|n| Client::bind_with(n, Some(TOKEN)).unwrap()).collect();
+        [12, 13].into_iter().map(|n| Client::bind_with(n, Some(TOKEN)).unwrap()).collect();
     let all = [&physical, &virtual_functions[0], &virtual_functions[1]];
     for (n, engine) in all.into_iter().enumerate() {
         engine.put(0x1000, &[n as u8 + 1; 8]);
@@ -268,6 +330,9 @@ fn each_virtual_function_is_a_device_of_its_own() {
     // What one of them loses the others keep.
     virtual_functions[0].detach();
     assert_eq!(all.map(|engine| copy(engine, 0x1000, 0x3000)), [true, false, true]);
+    // Its stream follows that of the physical function, which is 0.
+    let reports = REPORTS.lock().unwrap().concat();
+    assert!(reports.contains("smmu: stream 0x1 reads 0x40000000: aborted"), "{reports}");
     // Its registers answer as long as it is there, it has no line, and it has what it shares with its physical function
     // but for page requests.
     let [_, vf, _] = all;
@@ -316,12 +381,12 @@ fn a_virtual_function_is_for_who_knows_the_token() {
     let refused = |n, token| Client::bind_with(n, token).err();
     // Nobody has set it: nobody knows it.
     for token in [None, Some(&[0; 16]), Some(TOKEN)] {
-        assert_eq!(refused(13, token), Some(libc::EACCES));
+        assert_eq!(refused(14, token), Some(libc::EACCES));
     }
     let physical = Client::bind_with(2, Some(TOKEN)).unwrap();
-    let vf = Client::bind_with(13, Some(TOKEN)).unwrap();
+    let vf = Client::bind_with(14, Some(TOKEN)).unwrap();
     assert_eq!(
-        (refused(14, None), refused(14, Some(WRONG))),
+        (refused(15, None), refused(15, Some(WRONG))),
         (Some(libc::EACCES), Some(libc::EACCES))
     );
     // It outlives who set it, and is asked of the next.
@@ -341,28 +406,22 @@ fn a_virtual_function_is_for_who_knows_the_token() {
     assert_eq!(short, Err(libc::EINVAL));
     assert_eq!(feature(&vf, 2, WRONG), Err(libc::ENOTTY), "not by a virtual function");
     assert_eq!(feature(&physical, 2, WRONG), Ok(()));
-    assert_eq!(refused(14, Some(TOKEN)), Some(libc::EACCES));
-    drop(Client::bind_with(14, Some(WRONG)).unwrap());
+    assert_eq!(refused(15, Some(TOKEN)), Some(libc::EACCES));
+    drop(Client::bind_with(15, Some(WRONG)).unwrap());
     // Nobody uses virtual functions: whoever comes sets it, or does not.
     drop((vf, physical));
     drop(Client::new(2));
     drop(Client::bind_with(2, Some(TOKEN)).unwrap());
-    drop(Client::bind_with(14, Some(TOKEN)).unwrap());
+    drop(Client::bind_with(15, Some(TOKEN)).unwrap());
     // A device without any has no token.
     assert_eq!(refused(6, Some(TOKEN)), Some(libc::EINVAL));
     assert_eq!(feature(&Client::new(6), 4, TOKEN), Err(libc::ENOTTY));
     // The same by the group's file.
     let vf = link(C, "virtfn0");
     let group = open(format!("/dev/vfio/{}", link(&vf, "iommu_group"))).unwrap();
-    let device = |options: &str| {
-        let name = std::ffi::CString::new(format!("{vf}{options}")).unwrap();
-        let fd = call(&group, GROUP_GET_DEVICE_FD, name.as_ptr() as u64)?;
-        // SAFETY: a new descriptor, of nobody else.
-        Ok(unsafe { File::from_raw_fd(fd) })
-    };
-    let right = " vf_token=74686520-7269-6768-7420-746f6b656e21";
+    let device = |options: &str| device(&group, &format!("{vf}{options}"));
     assert_eq!(device("").err(), Some(libc::EACCES), "before it is asked for a container");
-    assert_eq!(device(right).err(), Some(libc::EINVAL));
+    assert_eq!(device(RIGHT).err(), Some(libc::EINVAL));
     let container = open("/dev/vfio/vfio").unwrap();
     let fd = container.as_raw_fd();
     call(&group, GROUP_SET_CONTAINER, (&raw const fd) as u64).unwrap();
@@ -376,16 +435,16 @@ fn a_virtual_function_is_for_who_knows_the_token() {
     ] {
         assert_eq!(device(options).err(), Some(error), "{options:?}");
     }
-    let first = device(right).unwrap();
+    let first = device(RIGHT).unwrap();
     assert_eq!(device("").err(), Some(libc::EACCES), "each time");
-    let second = device(right).unwrap();
+    let second = device(RIGHT).unwrap();
     assert_eq!(refused(2, None), Some(libc::EACCES));
     drop(first);
     assert_eq!(enable(C, "0"), Err(libc::EBUSY));
     drop(second);
     // Without virtual functions an open group has no device.
     assert_eq!(enable(C, "0"), Ok(()));
-    assert_eq!(device(right).err(), Some(libc::ENODEV));
+    assert_eq!(device(RIGHT).err(), Some(libc::ENODEV));
 }
 
 #[test]
@@ -393,7 +452,7 @@ fn virtual_functions_that_are_open_are_asked_for_and_stay() {
     install();
     enable(D, "2").unwrap();
     drop(Client::bind_with(3, Some(TOKEN)).unwrap());
-    let vf = Client::bind_with(15, Some(TOKEN)).unwrap();
+    let vf = Client::bind_with(16, Some(TOKEN)).unwrap();
     // SAFETY: a plain system call; the descriptor is ours.
     let mut event =
         unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)) };
@@ -406,7 +465,7 @@ fn virtual_functions_that_are_open_are_asked_for_and_stay() {
     assert_eq!((text(D, "sriov_numvfs"), copy(&vf, 0x1000, 0x2000)), ("2".into(), true));
     drop(vf);
     // Nor while one is open and not bound.
-    let other = open("/dev/vfio/devices/vfio16").unwrap();
+    let other = open("/dev/vfio/devices/vfio17").unwrap();
     assert_eq!(enable(D, "0"), Err(libc::EBUSY));
     drop(other);
     assert_eq!(enable(D, "0"), Ok(()));
@@ -422,7 +481,20 @@ fn a_group_is_of_all_and_some_are_there_from_the_start() {
     let group = format!("/sys/kernel/iommu_groups/{}", link(E, "iommu_group"));
     assert!(fs::exists(format!("{group}/type")).unwrap());
     assert_eq!(fs::read_dir(format!("{group}/devices")).unwrap().count(), 1);
-    assert!(open(format!("/dev/vfio/{}", link(E, "iommu_group"))).is_ok());
+    // It is in a container, and some come later: they are where the group is.
+    let group = open(format!("/dev/vfio/{}", link(E, "iommu_group"))).unwrap();
+    let container = open("/dev/vfio/vfio").unwrap();
+    let fd = container.as_raw_fd();
+    call(&group, GROUP_SET_CONTAINER, (&raw const fd) as u64).unwrap();
+    call(&container, SET_IOMMU, TYPE1V2).unwrap();
+    let physical = device(&group, &format!("{E}{RIGHT}")).unwrap();
+    let vf = "0001:00:05.2";
+    assert_eq!(device(&group, &format!("{vf}{RIGHT}")).err(), Some(libc::ENODEV));
+    enable(E, "2").unwrap();
+    let vf = device(&group, &format!("{vf}{RIGHT}")).unwrap();
+    assert_eq!(enable(E, "0"), Err(libc::EBUSY));
+    drop((vf, physical));
+    assert_eq!(enable(E, "0"), Ok(()));
 }
 
 #[test]
@@ -433,7 +505,7 @@ fn a_device_of_one_s_own_has_virtual_functions() {
     assert_eq!((text(F, "device"), text(F, "sriov_vf_device")), ("0x1234".into(), "1235".into()));
     assert_eq!((text(&vf, "vendor"), text(&vf, "device")), ("0x1af4".into(), "0x1235".into()));
     let physical = Client::bind_with(5, Some(TOKEN)).unwrap();
-    let vf = Client::bind_with(19, Some(TOKEN)).unwrap();
+    let vf = Client::bind_with(20, Some(TOKEN)).unwrap();
     assert_eq!((physical.read(0), vf.read(0)), ([0xff], [0]));
     assert_eq!(vf.config(0x3d, 1), [0]);
     assert_eq!(physical.config(SRIOV + 0x24, 8), [4, 0, 0, 0, 0, 0, 0, 0]);

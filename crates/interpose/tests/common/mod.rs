@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::fs::File as StdFile;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once};
 
 use host::{
@@ -40,6 +40,26 @@ impl CharDevice for Device {
 
     fn mode(&self) -> FileMode {
         FileMode::CharDevice { major: 10, minor: 77 }
+    }
+}
+
+/// Whether [`Sometimes`] is there.
+static PRESENT: AtomicBool = AtomicBool::new(false);
+
+/// A device that comes and goes.
+pub struct Sometimes;
+
+impl CharDevice for Sometimes {
+    fn open(&self, task: &dyn Task) -> Result<Arc<dyn File>, Errno> {
+        Device.open(task)
+    }
+
+    fn mode(&self) -> FileMode {
+        Device.mode()
+    }
+
+    fn exists(&self) -> bool {
+        PRESENT.load(Ordering::SeqCst)
     }
 }
 
@@ -246,9 +266,9 @@ pub fn setup() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     ONCE.call_once(|| {
         let prefixes = Prefixes {
-            build: &["/dev/counter", "/sys/class/counter"],
+            build: &["/dev/counter", "/sys/class/counter", "/sys/devices/counter"],
             if_built: &["/proc/"],
-            relative: &[],
+            relative: &["level"],
         };
         interpose::install(prefixes, |_| {
             let mut table = PathTable::new();
@@ -267,8 +287,20 @@ pub fn setup() -> MutexGuard<'static, ()> {
             tree.file("/sys/class/counter/number", "10:77\n").unwrap();
             tree.link("/sys/class/counter/other", "number").unwrap();
             tree.link("/sys/class/counter/up", "../counter/number").unwrap();
+            tree.file("/sys/devices/counter/level", "0\n").unwrap();
+            tree.link("/sys/devices/counter/link", "level").unwrap();
             tree.remove_at_exit();
-            table.overlay(Arc::new(tree), ["/sys/class/counter".to_owned()]);
+            let tree = Arc::new(tree);
+            let paths = ["/sys/class/counter".to_owned(), "/sys/devices/counter".to_owned()];
+            table.overlay(tree.clone(), paths);
+            let level = move |text: &[u8]| {
+                let [b'0'..=b'9'] = text else { return Err(Errno::RANGE) };
+                tree.rewrite("/sys/devices/counter/level", [text, b"\n"].concat()).unwrap();
+                PRESENT.store(text != b"0", Ordering::SeqCst);
+                Ok(())
+            };
+            table.add("/sys/devices/counter/level", Node::Attribute(Arc::new(level)));
+            table.add("/dev/counter-level", Node::CharDevice(Arc::new(Sometimes)));
             table
         })
         .unwrap();
