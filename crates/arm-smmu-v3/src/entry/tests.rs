@@ -271,7 +271,8 @@ fn dma(options: smmuv3::Options, aborts: bool) {
     let smmu = Smmu::new(stage.bus.clone(), stage.ram.clone(), options).unwrap();
     smmu.write_ste(SID, stes[0].0).unwrap();
     stage.ram.slow.store(true, Ordering::Relaxed);
-    // Which change is under way: from * 16 + to; and how many transactions saw only it.
+    // Which change is under way, and in which round: no two are alike. And how many transactions saw only one.
+    let number = |round: usize, from: usize, to: usize| round << 8 | from << 4 | to;
     let (change, checked) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -285,7 +286,7 @@ fn dma(options: smmuv3::Options, aborts: bool) {
                 if change.load(Ordering::SeqCst) != before {
                     continue;
                 }
-                let (from, to) = (before / 16, before % 16);
+                let (from, to) = (before >> 4 & 15, before & 15);
                 let may_abort = aborts && hitless(stes[from].0, stes[to].0).is_none();
                 let seen = match outcome {
                     Ok(translation) => Some(translation.address),
@@ -305,11 +306,11 @@ fn dma(options: smmuv3::Options, aborts: bool) {
         while !dma.is_finished() && (round < 1000 || checked.load(Ordering::Relaxed) < 10_000) {
             // All pairs in turn.
             let to = if round % 2 == 0 { round / 12 } else { round / 2 } % stes.len();
-            change.store(at * 16 + to, Ordering::SeqCst);
+            change.store(number(round, at, to), Ordering::SeqCst);
             // Transactions begin that are in the middle of the STE when it changes.
             (0..round % 7).for_each(|_| std::thread::yield_now());
             smmu.write_ste(SID, stes[to].0).unwrap();
-            change.store(to * 16 + to, Ordering::SeqCst);
+            change.store(number(round, to, to), Ordering::SeqCst);
             (at, round) = (to, round + 1);
         }
         stop.store(true, Ordering::Release);
