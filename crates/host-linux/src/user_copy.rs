@@ -110,12 +110,19 @@ pub(crate) fn write_own(va: u64, buf: &[u8]) -> Result<(), Fault> {
 /// Has the kernel write the first of these bytes to this process's memory at `va`; how many. On a bad address it writes
 /// none, and raises no signal.
 pub(crate) fn write_own_from(va: u64, from: FilePart<'_>) -> usize {
-    let to = iovec(va as usize, from.len);
     let (fd, at) = (from.file.as_raw_fd() as usize, from.offset as usize);
-    let flags = if from.in_memory { 0 } else { libc::RWF_NOWAIT as usize };
-    // SAFETY: `to` is read during the call only; the kernel checks what it says, and what it writes there is what the
+    let to = iovec(va as usize, from.len);
+    // SAFETY: `to` is read during the call only; the kernel checks the address, and what it writes there is what the
     // caller wants there.
-    let n = unsafe { syscall6(libc::SYS_preadv2, [fd, &raw const to as usize, 1, at, 0, flags]) };
+    let n = unsafe {
+        if from.in_memory {
+            // It has no flags, and takes a fifth less for a page.
+            syscall6(libc::SYS_pread64, [fd, va as usize, from.len, at, 0, 0])
+        } else {
+            let flags = libc::RWF_NOWAIT as usize;
+            syscall6(libc::SYS_preadv2, [fd, &raw const to as usize, 1, at, 0, flags])
+        }
+    };
     usize::try_from(n).unwrap_or(0)
 }
 
