@@ -201,6 +201,10 @@ fn the_registers_of_a_device_are_reached_by_another() {
     assert_eq!(peer.channel(CHAINADDR), 0x1234_5000);
     assert_eq!(engine.copy(there, IOVA + 0x9000, 8, false), DONE);
     assert_eq!(u64::from_le_bytes(engine.get(0x9000)), 0x1234_5000);
+    // Across pages, into registers that are not there.
+    assert_eq!(engine.copy(IOVA + 0x8000, PEER + 0xff4, 32, false), DONE);
+    assert_eq!(engine.copy(PEER + 0xff4, IOVA + 0x9000, 32, false), DONE);
+    assert_eq!(engine.get(0x9000), [0; 32]);
     // As memory of its own: by doorbell and all, the peer copies.
     peer.put(0x8000, b"asked by a peer");
     let copy = [15, IOVA + 0x8000, IOVA + 0x9000, IOVA, 0, 0, 0, 0u64];
