@@ -97,9 +97,8 @@ pub struct Ioat {
 }
 
 struct Engine {
-    /// The thread has one of its own, as has who raises an interrupt by writing registers.
+    /// The thread has one of its own.
     bus: Bus,
-    registers: Mutex<Bus>,
     state: Mutex<Channel>,
 }
 
@@ -161,8 +160,7 @@ impl Channel {
 impl Ioat {
     /// An engine on this bus, whose thread `spawn` starts.
     pub fn new(bus: Bus, spawn: &Spawn) -> Arc<Self> {
-        let (registers, state) = (Mutex::new(bus.another()), Mutex::new(Channel::new(0)));
-        let engine = Arc::new(Engine { bus, registers, state });
+        let engine = Arc::new(Engine { bus, state: Mutex::new(Channel::new(0)) });
         Arc::new(Self { engine, worker: Worker::new("ioat", spawn) })
     }
 
@@ -266,12 +264,11 @@ impl Device for Ioat {
             channel::CHANCTRL => {
                 state.control = number(data) as u16 & !INT_REARM;
                 if number(data) as u16 & INT_REARM != 0 {
-                    let due = std::mem::take(&mut state.interrupt_due);
-                    state.armed = !due;
-                    let life = state.life;
-                    drop(state);
-                    if due {
-                        self.engine.interrupt(&mut self.engine.registers.lock(), life);
+                    state.armed = true;
+                    if state.interrupt_due {
+                        // A message is DMA, which is the thread's.
+                        drop(state);
+                        self.worker.kick(&self.engine);
                     }
                 }
             }
@@ -379,6 +376,13 @@ impl Work for Engine {
     fn step(&self, bus: &mut Bus) -> bool {
         let (address, life) = {
             let mut state = self.state.lock();
+            if state.armed && state.interrupt_due {
+                (state.armed, state.interrupt_due) = (false, false);
+                let life = state.life;
+                drop(state);
+                self.interrupt(bus, life);
+                return true;
+            }
             if state.status != ACTIVE {
                 return false;
             }

@@ -1,11 +1,13 @@
 //! Registers in the physical address space: what the DMA of one device finds of another (peer to peer).
 //!
 //! One thread of the machine's carries the accesses out, and the device that makes one waits, unless it is reset. Were they
-//! carried out where they are made, two devices that reset each other would wait for each other.
+//! carried out where they are made, two devices that reset each other would wait for each other. It does not wait for long
+//! (PCIe calls that a completion timeout): a `CMD_SYNC` waits for the access, and software for the `CMD_SYNC`.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use smmuv3::Abort;
@@ -13,7 +15,7 @@ use smmuv3::Abort;
 use crate::irq::Spawn;
 use crate::monitor::Monitor;
 
-/// What answers in a range of physical addresses. No method may wait for DMA.
+/// What answers in a range of physical addresses. A method that takes long ends the accesses that wait for it.
 pub trait Registers: Send + Sync {
     /// Reads bytes at an offset, all of them inside; whether anything answered.
     fn read(&self, offset: u64, data: &mut [u8]) -> bool;
@@ -21,6 +23,9 @@ pub trait Registers: Send + Sync {
     /// Writes bytes, likewise.
     fn write(&self, offset: u64, data: &[u8]) -> bool;
 }
+
+/// How long a device waits for one access: less than software waits for a `CMD_SYNC`.
+const COMPLETION_TIMEOUT: Duration = Duration::from_millis(500);
 
 thread_local! {
     /// This is the thread that carries accesses out.
@@ -90,7 +95,7 @@ impl Mmio {
         Some(first)
     }
 
-    /// A device reads `len` bytes: it waits until that is done, or the device `halted`.
+    /// A device reads `len` bytes: it waits until that is done, for a while at most, or until the device is `halted`.
     pub(crate) fn read(
         self: &Arc<Self>,
         address: u64,
@@ -123,6 +128,7 @@ impl Mmio {
             // A message that a register write has raised, which stage 1 leads here: nobody would be left to carry it out.
             return Err(Abort);
         }
+        let deadline = Instant::now() + COMPLETION_TIMEOUT;
         let mut state = self.state.lock();
         self.start(&mut state)?;
         let ticket = state.next_ticket;
@@ -135,13 +141,13 @@ impl Mmio {
                 state.fates.remove(&ticket);
                 return outcome;
             }
-            if halted() {
+            if halted() || Instant::now() >= deadline {
                 // What has not begun never happens.
                 state.waiting.retain(|job| job.ticket != ticket);
                 state.fates.remove(&ticket);
                 return Err(Abort);
             }
-            state = self.state.wait(state);
+            state = self.state.wait_until(state, deadline);
         }
     }
 
@@ -247,6 +253,21 @@ mod tests {
         fn write(&self, _offset: u64, _data: &[u8]) -> bool {
             true
         }
+    }
+
+    #[test]
+    fn nobody_waits_for_registers_that_do_not_answer() {
+        let mmio = Mmio::new(spawn(), 0x1_0000, 0x2_0000);
+        let ((begun, beginnings), (go_on, signals)) = (mpsc::channel(), mpsc::channel());
+        let slow = Arc::new(Slow { begun, go_on: parking_lot::Mutex::new(signals) });
+        let at = mmio.place(0x1_0000, Arc::downgrade(&(slow.clone() as Arc<_>))).unwrap();
+        assert_eq!(mmio.write(at, &[1], || false), Err(Abort));
+        assert_eq!(beginnings.recv(), Ok(0));
+        // Behind it others wait in vain, until it is over.
+        assert_eq!(mmio.read(at + 3, 1, || false), Err(Abort));
+        go_on.send(()).unwrap();
+        assert_eq!(mmio.read(at + 3, 1, || false), Ok(vec![3]));
+        mmio.close();
     }
 
     #[test]

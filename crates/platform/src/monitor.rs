@@ -1,6 +1,7 @@
 //! A lock, and changes to wait for.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// State that threads change and wait for.
 ///
@@ -26,6 +27,17 @@ impl<T> Monitor<T> {
     /// Gives the state up until somebody has changed it, or for no reason.
     pub fn wait<'a>(&'a self, state: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, but no longer than until `deadline`.
+    pub fn wait_until<'a>(
+        &'a self,
+        state: MutexGuard<'a, T>,
+        deadline: Instant,
+    ) -> MutexGuard<'a, T> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let waited = self.changed.wait_timeout(state, left);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Wakes all who wait.

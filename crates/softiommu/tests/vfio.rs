@@ -326,12 +326,12 @@ fn a_message_signals_its_eventfd() {
 fn the_interrupt_line_is_a_level() {
     const INTX: u32 = 0;
     let engine = Engine::new(7);
-    let mut event = eventfd();
+    let event = eventfd();
     let mut set = [24, 1 << 2 | 1 << 5, INTX, 0, 1, event.as_raw_fd() as u32];
     ioctl(&engine.device, DEVICE_SET_IRQS, &mut set).unwrap();
     let unmask =
         || ioctl(&engine.device, DEVICE_SET_IRQS, &mut [20, 1 | 1 << 4, INTX, 0, 1]).unwrap();
-    let mut signalled = || event.read_exact(&mut [0; 8]).is_ok();
+    let signalled = || (&event).read_exact(&mut [0; 8]).is_ok();
     let pending = || {
         let mut status = [0; 2];
         engine.device.read_exact_at(&mut status, CONFIG + 6).unwrap();
@@ -361,6 +361,7 @@ fn the_interrupt_line_is_a_level() {
     assert_eq!(by_eventfd(1 << 4, engine.ram.as_raw_fd()), Err(libc::EINVAL), "no eventfd");
     assert!(!signalled(), "it is still masked");
     by_eventfd(1 << 4, resample.as_raw_fd()).unwrap();
+    assert_eq!(by_eventfd(1 << 4, event.as_raw_fd()), Err(libc::EBUSY), "one");
     for _ in 0..3 {
         resample.write_all(&1_u64.to_ne_bytes()).unwrap();
         while !signalled() {

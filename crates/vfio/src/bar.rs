@@ -16,6 +16,8 @@ pub(crate) struct Bars {
     /// Held here, found from there.
     _registers: Vec<Arc<Bar>>,
     exports: Mutex<Vec<Weak<DmaBuf>>>,
+    /// Whether they are revoked is looked up and carried out by one at a time.
+    turn: Mutex<()>,
 }
 
 /// A BAR whose registers answer.
@@ -39,7 +41,8 @@ impl Bars {
             addresses[index as usize] = port.place(size, Arc::downgrade(&found))?;
             registers.extend(answers(index).then_some(bar));
         }
-        Some(Self { sizes, addresses, _registers: registers, exports: Mutex::default() })
+        let (exports, turn) = Default::default();
+        Some(Self { sizes, addresses, _registers: registers, exports, turn })
     }
 
     /// The size of each in bytes; 0 is none.
@@ -68,8 +71,11 @@ impl Bars {
         export
     }
 
-    /// Takes away what was exported, from whoever maps it, or lets it be mapped anew.
-    pub(crate) fn revoke(&self, revoked: bool) {
+    /// Takes away what was exported, from whoever maps it, or lets it be mapped anew; what `revoked` says when it is the
+    /// caller's turn.
+    pub(crate) fn revoke(&self, revoked: impl FnOnce() -> bool) {
+        let _turn = self.turn.lock();
+        let revoked = revoked();
         let exports = self.exports.lock().clone();
         for export in exports.iter().filter_map(Weak::upgrade) {
             if export.is_revoked() != revoked {
@@ -80,7 +86,7 @@ impl Bars {
 
     /// Takes it away for good.
     pub(crate) fn forget(&self) {
-        self.revoke(true);
+        self.revoke(|| true);
         self.exports.lock().clear();
     }
 }

@@ -101,9 +101,7 @@ fn dma_buf(function: &Function, task: &dyn Task, arg: u64) -> Result<i32, Error>
         };
     }
     let export = function.place().export(all.filter(|_| in_one));
-    if !function.has_memory() {
-        export.set_revoked(true);
-    }
+    function.place().revoke(|| !function.has_memory());
     let cloexec = header.open_flags & O_CLOEXEC != 0;
     task.install(export, cloexec).map_err(Error::File)
 }

@@ -261,7 +261,7 @@ impl Function {
             self.interrupts().disable_line(config.is_line_disabled());
             effect
         };
-        self.place().revoke(!self.has_memory());
+        self.place().revoke(|| !self.has_memory());
         if effect == Effect::Reset {
             self.reset();
         }
@@ -270,10 +270,10 @@ impl Function {
     /// A function level reset. As after the kernel's, which restores configuration space, the device is still enabled, and
     /// interrupts are still configured.
     pub(crate) fn reset(&self) {
-        self.place().revoke(true);
         // No DMA and no message from here on, whatever the device is in the middle of.
         self.shared.master.store(false, Ordering::Release);
         self.port.halt(true);
+        self.place().revoke(|| true);
         self.emulated.reset();
         self.port.reset();
         self.port.halt(false);
@@ -282,7 +282,7 @@ impl Function {
             let config = self.config.lock();
             self.shared.master.store(config.is_master(), Ordering::Release);
         }
-        self.place().revoke(!self.has_memory());
+        self.place().revoke(|| !self.has_memory());
         self.reset_virtual();
     }
 

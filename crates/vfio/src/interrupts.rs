@@ -61,8 +61,7 @@ enum Mode {
     Line {
         trigger: Trigger,
         masked: bool,
-        /// Unmasks it when an eventfd is signalled.
-        unmask: Option<Box<dyn Send + Sync>>,
+        unmask: Option<Unmask>,
     },
     Messages {
         kind: Kind,
@@ -70,6 +69,14 @@ enum Mode {
         frame: u64,
         triggers: Vec<Trigger>,
     },
+}
+
+/// An eventfd that unmasks the line.
+struct Unmask {
+    file: Arc<dyn KernelFile>,
+    /// The process whose thread watches it.
+    process: u32,
+    _watch: Box<dyn Send + Sync>,
 }
 
 impl State {
@@ -174,19 +181,42 @@ impl Interrupts {
         self.state.lock().mask(mask);
     }
 
+    /// An eventfd unmasks the line.
+    pub(crate) fn is_unmasked_by_eventfd(&self) -> bool {
+        matches!(&self.state.lock().mode, Mode::Line { unmask: Some(_), .. })
+    }
+
     /// Has the line unmasked whenever `file` is signalled, or no longer.
     pub(crate) fn unmask_line_by(&self, file: Trigger) -> std::io::Result<()> {
+        let new = file.map(|file| self.watch(file)).transpose()?;
+        if let Mode::Line { unmask, .. } = &mut self.state.lock().mode {
+            *unmask = new;
+        }
+        Ok(())
+    }
+
+    fn watch(&self, file: Arc<dyn KernelFile>) -> std::io::Result<Unmask> {
         let state = Arc::downgrade(&self.state);
         let unmask = move || {
             if let Some(state) = state.upgrade() {
                 state.lock().mask(false);
             }
         };
-        let new = file.map(|file| file.on_signal(&*self.spawn, Box::new(unmask))).transpose()?;
-        if let Mode::Line { unmask, .. } = &mut self.state.lock().mode {
-            *unmask = new;
+        let watch = file.on_signal(&*self.spawn, Box::new(unmask))?;
+        Ok(Unmask { file, process: std::process::id(), _watch: watch })
+    }
+
+    /// Watches the eventfd that unmasks the line anew where a machine finds itself in another process, without its threads.
+    fn renew_watch(&self) {
+        let stale = match &self.state.lock().mode {
+            Mode::Line { unmask: Some(unmask), .. } if unmask.process != std::process::id() => {
+                unmask.file.clone()
+            }
+            _ => return,
+        };
+        if let Err(error) = self.unmask_line_by(Some(stale)) {
+            tracing::warn!(%error, "nothing unmasks the interrupt line any more");
         }
-        Ok(())
     }
 
     /// No interrupt signals anything any more.
@@ -244,6 +274,9 @@ impl Interrupts {
 
     /// The device asserts its line or takes that back.
     pub(crate) fn set_level(&self, level: bool) {
+        if level {
+            self.renew_watch();
+        }
         let mut state = self.state.lock();
         state.level = level;
         state.drive();

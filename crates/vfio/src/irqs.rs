@@ -158,9 +158,13 @@ fn mask(interrupts: &Interrupts, range: Range<u32>, data: Data, mask: bool) -> R
         Data::None | Data::Bool(_) => interrupts.mask_line(mask),
         // As in the kernel: eventfds only unmask, which KVM's resampling does.
         Data::Eventfd(_) if mask => return Err(Error::UnknownIoctl),
-        Data::Eventfd(mut file) => interrupts
-            .unmask_line_by(file.pop().flatten())
-            .map_err(|_| Error::File(Errno::NOMEM))?,
+        Data::Eventfd(mut file) => {
+            let file = file.pop().flatten();
+            if file.is_some() && interrupts.is_unmasked_by_eventfd() {
+                return Err(Error::Busy("another eventfd unmasks the line: -1 takes it away"));
+            }
+            interrupts.unmask_line_by(file).map_err(|_| Error::File(Errno::NOMEM))?;
+        }
     }
     Ok(())
 }
