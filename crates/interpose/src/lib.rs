@@ -14,12 +14,14 @@
 //!
 //! # Limits
 //! - Static programs and bare system call instructions are not seen, nor are the
-//!   C library's calls to itself: `execl`, `glob` below our paths.
-//! - Paths are compared as written, absolute, without `..` or symbolic links.
+//!   C library's calls to itself: `execl`, `glob` below our paths, `dprintf`, a standard stream
+//!   whose descriptor is replaced by one of ours.
+//! - Paths are compared as written, without `..` or symbolic links but for those in a [`Tree`];
+//!   relative ones only where [`Prefixes::relative`] says so.
 //! - A program that makes a directory of a [`Tree`] its working directory sees where it really is.
 //! - A path argument that points nowhere crashes instead of failing with `EFAULT`.
 //! - Registers can be mapped on x86-64, by the process that opened the file, and be accessed by it with the plain
-//!   instructions of `trap`; a handler of `SIGSEGV` of the program's then runs on the stack of whoever faulted.
+//!   instructions of `trap`. A thread that blocks `SIGSEGV` must not do that.
 //! - Files of a process that was killed answer `ENODEV` in others.
 
 mod attribute;

@@ -362,6 +362,24 @@ fn an_attribute_is_written_by_all_its_names_and_a_device_comes_and_goes() {
     assert_eq!((file.read(&mut byte).unwrap(), file.read_at(&mut byte, 0).unwrap()), (0, 1));
     assert_eq!((byte, file.read_at(&mut byte, 1 << 40).unwrap()), ([b'0'], 0));
     assert!(!fs::exists(DEVICE).unwrap());
+    // By streams of the C library.
+    let print = |text: &std::ffi::CStr| {
+        // SAFETY: C strings, and a stream that is closed once.
+        unsafe {
+            let stream = libc::fopen(c"/sys/devices/counter/level".as_ptr(), c"w".as_ptr());
+            assert!(!stream.is_null() && libc::fputs(text.as_ptr(), stream) >= 0);
+            libc::fclose(stream)
+        }
+    };
+    assert_eq!((print(c"3"), level().as_str()), (0, "3\n"));
+    assert_eq!((print(c"no"), level().as_str()), (libc::EOF, "3\n"));
+    // SAFETY: as above, and a buffer for a line.
+    unsafe {
+        let stream = libc::fopen(c"/sys/devices/counter/level".as_ptr(), c"r+".as_ptr());
+        let mut line = [0_u8; 8];
+        assert!(!libc::fgets(line.as_mut_ptr().cast(), 8, stream).is_null());
+        assert_eq!((&line[..3], libc::fclose(stream)), (b"3\n\0".as_slice(), 0));
+    }
 }
 
 #[test]

@@ -239,6 +239,8 @@ extern "C" fn repair(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
 
 /// Where the handler below last was.
 static STACK: AtomicUsize = AtomicUsize::new(0);
+/// Registers that it reads.
+static TOUCHED: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn repair_and_tell(
     signal: libc::c_int,
@@ -246,6 +248,13 @@ extern "C" fn repair_and_tell(
     to: *mut libc::c_void,
 ) {
     STACK.store((&raw const signal) as usize, Ordering::SeqCst);
+    let touched: *mut u8 = std::ptr::with_exposed_provenance_mut(TOUCHED.load(Ordering::SeqCst));
+    for n in 0..20 {
+        // SAFETY: mapped registers, as the test says.
+        unsafe { touched.write_volatile(n) };
+        // SAFETY: as above.
+        assert_eq!(unsafe { touched.read_volatile() }, n);
+    }
     repair(signal, info, to);
 }
 
@@ -255,7 +264,8 @@ fn handlers_are_on_the_stack_they_ask_for() {
     let _one = setup();
     let device = open();
     let mapping = map(&device, 0, 0x1000);
-    let mut room = vec![0_u8; 16 << 10];
+    TOUCHED.store(mapping.at.expose_provenance() + 8, Ordering::SeqCst);
+    let mut room = vec![0_u8; 32 << 10];
     let range = room.as_ptr() as usize..room.as_ptr() as usize + room.len();
     // SAFETY: handlers that are functions, a stack that outlives its use, and pages of ours.
     unsafe {

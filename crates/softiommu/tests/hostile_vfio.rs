@@ -28,6 +28,7 @@ const IOVA: u64 = 0x4000_0000;
 const REGISTERS: u64 = 0x5000_0000;
 /// `VFIO_DEVICE_FEATURE_DMA_BUF`.
 const DMA_BUF: u32 = 11;
+const NUM_VFS: &str = "/sys/bus/pci/devices/0000:aa:00.0/sriov_numvfs";
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -71,6 +72,11 @@ enum Op {
         eventfd: bool,
     },
     Signal,
+    /// Enables virtual functions, and maybe opens the last of them.
+    NumVfs {
+        count: u16,
+        open: bool,
+    },
 }
 
 /// Offsets that mean something, and others.
@@ -134,6 +140,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..5_u32, 0..0x40_u32, 0..2_u32, any::<bool>())
             .prop_map(|(index, flags, start, eventfd)| Op::Irq { index, flags, start, eventfd }),
         1 => Just(Op::Signal),
+        1 => (0..4_u16, any::<bool>()).prop_map(|(count, open)| Op::NumVfs { count, open }),
     ]
 }
 
@@ -273,6 +280,14 @@ proptest! {
                     let fd = if eventfd { event.as_raw_fd() } else { -1 };
                     ioctl(current, 0x3b6e, &mut [24, flags, index, start, 1, fd as u32]);
                 }
+                Op::NumVfs { count, open } => {
+                    let _ = fs::write(NUM_VFS, count.to_string());
+                    if open {
+                        let vf = format!("/dev/vfio/devices/vfio{count}");
+                        other = File::options().read(true).write(true).open(vf).ok();
+                        other.iter().for_each(bind);
+                    }
+                }
                 Op::Signal => {
                     let _ = std::io::Write::write(&mut &event, &1_u64.to_ne_bytes());
                 }
@@ -288,6 +303,7 @@ proptest! {
             }
         }
         drop((device, other, iommu, container, event));
+        fs::write(NUM_VFS, "0").unwrap();
         close_new(&known);
         works(&memory);
     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
-use platform::{Its, PciAddress, Port, Spawn};
+use platform::{Its, Monitor, PciAddress, Port, Spawn};
 use uapi::vfio as v;
 
 use crate::Error;
@@ -29,6 +29,8 @@ pub struct Function {
     mappable: AtomicBool,
     /// Bound by its own file.
     pub(crate) bound: AtomicBool,
+    /// It is open, or being opened or closed.
+    in_use: Monitor<bool>,
     pub(crate) role: Role,
 }
 
@@ -100,6 +102,7 @@ impl Function {
             group: group.clone(),
             mappable: AtomicBool::new(false),
             bound: AtomicBool::new(false),
+            in_use: Monitor::default(),
             role,
         });
         let answers = |index| !function.is_table(index);
@@ -293,9 +296,20 @@ impl Function {
         self.reset();
     }
 
-    /// A device that is opened decodes its BARs.
+    /// A device that is opened decodes its BARs. Who has it open knows that; who is just closing it, on another thread, is
+    /// waited for.
     pub(crate) fn open(&self) -> Result<(), Error> {
-        self.emulated.open().map_err(|InUse| Error::Busy("what the device needs"))?;
+        {
+            let mut in_use = self.in_use.lock();
+            while *in_use {
+                in_use = self.in_use.wait(in_use);
+            }
+            *in_use = true;
+        }
+        if let Err(InUse) = self.emulated.open() {
+            self.is_closed();
+            return Err(Error::Busy("what the device needs"));
+        }
         self.clean();
         self.config.lock().write(4, &[0b10, 0]);
         Ok(())
@@ -307,6 +321,12 @@ impl Function {
         self.place().forget();
         self.clean();
         self.emulated.close();
+        self.is_closed();
+    }
+
+    fn is_closed(&self) {
+        *self.in_use.lock() = false;
+        self.in_use.notify();
     }
 }
 

@@ -1,14 +1,14 @@
 //! `open(2)` and its family, `fopen(3)`.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 
 use libc::{FILE, mode_t};
 
-use crate::next;
 use crate::open::{candidate, open as open_ours, redirect, relative_candidate};
 use crate::process::current;
 use crate::sys::answer;
 use crate::table::slot_of;
+use crate::{calls, next};
 
 /// Our own answer for `path`, if it is ours.
 unsafe fn ours(path: *const c_char, flags: c_int) -> Option<c_int> {
@@ -80,6 +80,42 @@ unsafe fn flags_of(mode: *const c_char) -> c_int {
     access | if has(b'e') { libc::O_CLOEXEC } else { 0 }
 }
 
+/// Not a device: text, which is what streams are for. Those of devices keep their descriptors, for `fileno`.
+fn is_attribute(fd: c_int) -> bool {
+    slot_of(fd) != 0 && calls::identity(fd).is_ok_and(|identity| identity.device.is_none())
+}
+
+/// `cookie_io_functions_t`.
+#[repr(C)]
+struct CookieFunctions {
+    read: extern "C" fn(*mut c_void, *mut c_char, usize) -> isize,
+    write: extern "C" fn(*mut c_void, *const c_char, usize) -> isize,
+    seek: Option<extern "C" fn(*mut c_void, *mut i64, c_int) -> c_int>,
+    close: extern "C" fn(*mut c_void) -> c_int,
+}
+
+unsafe extern "C" {
+    fn fopencookie(cookie: *mut c_void, mode: *const c_char, io: CookieFunctions) -> *mut FILE;
+}
+
+/// A stream that reads and writes as the program's own calls do: those of the C library's streams are not seen.
+unsafe fn attribute(fd: c_int, mode: *const c_char) -> *mut FILE {
+    extern "C" fn read(cookie: *mut c_void, buf: *mut c_char, len: usize) -> isize {
+        answer(|| calls::read(cookie.addr() as c_int, buf as u64, len, None))
+    }
+    // 0, and not -1, says that nothing was written.
+    extern "C" fn write(cookie: *mut c_void, buf: *const c_char, len: usize) -> isize {
+        let written = answer(|| calls::write(cookie.addr() as c_int, buf as u64, len, None));
+        written.max(0)
+    }
+    extern "C" fn close(cookie: *mut c_void) -> c_int {
+        crate::process::close(cookie.addr() as c_int)
+    }
+    let cookie = std::ptr::without_provenance_mut(fd as usize);
+    // SAFETY: functions of these types, and a C string, as promised by the caller.
+    unsafe { fopencookie(cookie, mode, CookieFunctions { read, write, seek: None, close }) }
+}
+
 /// A stream of ours for `path`, if it is ours.
 unsafe fn stream(path: *const c_char, mode: *const c_char) -> Option<*mut FILE> {
     if mode.is_null() {
@@ -91,7 +127,7 @@ unsafe fn stream(path: *const c_char, mode: *const c_char) -> Option<*mut FILE> 
         if fd < 0 {
             return Some(std::ptr::null_mut());
         }
-        let file = libc::fdopen(fd, mode);
+        let file = if is_attribute(fd) { attribute(fd, mode) } else { libc::fdopen(fd, mode) };
         if file.is_null() {
             crate::process::close(fd);
         }

@@ -9,7 +9,7 @@ use libc::{sigaction, siginfo_t, ucontext_t};
 use parking_lot::Mutex;
 
 use super::decode::carry_out;
-use super::stack::on_own_stack;
+use super::stack::{on_own_stack, with_room};
 use super::{Found, Unsupported};
 use crate::next;
 use crate::process::Inside;
@@ -39,6 +39,28 @@ fn default() -> Disposition {
     unsafe { std::mem::zeroed() }
 }
 
+/// The signals that nothing but a fault of the thread itself raises; or somebody who sends them.
+const FAULTS: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
+
+fn all_but_faults() -> libc::sigset_t {
+    // SAFETY: a set of integers, filled by the call.
+    unsafe {
+        let mut all = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        for fault in FAULTS {
+            libc::sigdelset(&raw mut all, fault);
+        }
+        all
+    }
+}
+
+/// Blocks all signals but faults, as in the handler.
+pub(super) fn block_all() {
+    let all = all_but_faults();
+    // SAFETY: only the calling thread, which is in the handler.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut()) };
+}
+
 /// Puts the handler in its place.
 pub(super) fn install() -> Result<(), Errno> {
     let mut program = PROGRAM.lock();
@@ -49,6 +71,8 @@ pub(super) fn install() -> Result<(), Errno> {
     new.sa_sigaction = handler as *const () as usize;
     // On the alternative stack if the thread has one: its own may be what has overflowed.
     new.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER | libc::SA_RESTART | libc::SA_ONSTACK;
+    // An instruction is carried out as a whole.
+    new.sa_mask = all_but_faults();
     let mut old = default();
     // SAFETY: both are structures of ours.
     if unsafe { next::sigaction(libc::SIGSEGV, &raw const new, &raw mut old) } != 0 {
@@ -77,10 +101,9 @@ extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
     let fault = code > 0;
     if fault && Found::at(address).is_some() {
         let mut done = Err(Unsupported);
-        // What a device does with an access may need more than an alternative stack has.
         // SAFETY: the kernel's, for this very fault.
         unsafe {
-            on_own_stack(context.cast(), || {
+            with_room(context.cast(), || {
                 let _inside = Inside::enter();
                 done = carry_out(context.cast::<ucontext_t>());
             });
@@ -112,8 +135,8 @@ unsafe fn follow(signal: c_int, info: *mut siginfo_t, context: *mut c_void, faul
     // A fault cannot be ignored.
     let ends =
         action.sa_sigaction == libc::SIG_DFL || fault && action.sa_sigaction == libc::SIG_IGN;
-    // SAFETY: the program's handler is called as it asked the kernel to call it. What is blocked here
-    // is as it was when the kernel's frame of our handler is left.
+    // SAFETY: the program's handler is called as it asked the kernel to call it, but that faults are never blocked. What is
+    // blocked here is as it was when the kernel's frame of our handler is left.
     unsafe {
         if ends {
             // The instruction faults again, or the signal comes again, and ends the program.
@@ -127,12 +150,16 @@ unsafe fn follow(signal: c_int, info: *mut siginfo_t, context: *mut c_void, faul
         if action.sa_sigaction == libc::SIG_IGN {
             return;
         }
+        let interrupted = &raw const (*context.cast::<ucontext_t>()).uc_sigmask;
         let mut mask = action.sa_mask;
-        if action.sa_flags & libc::SA_NODEFER == 0 {
-            libc::sigaddset(&raw mut mask, signal);
+        // The kernel's set is of 64 signals, and shorter than the C library's.
+        for blocked in (1..=64).filter(|signal| libc::sigismember(interrupted, *signal) == 1) {
+            libc::sigaddset(&raw mut mask, blocked);
         }
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const mask, std::ptr::null_mut());
+        // The handler may access registers: that is a fault, which ends the program where it is blocked.
+        libc::sigdelset(&raw mut mask, libc::SIGSEGV);
         let call = || {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut());
             if action.sa_flags & libc::SA_SIGINFO != 0 {
                 let call: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
                     std::mem::transmute(action.sa_sigaction);
