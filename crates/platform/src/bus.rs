@@ -59,7 +59,7 @@ impl Bus {
     fn own_words(&self, address: u64, len: usize) -> Option<&[AtomicU64]> {
         // A table is never shorter than a page, so a page is what can be looked at.
         let end = address.checked_add(len as u64)?;
-        let words = (end.next_multiple_of(8) - (address & !7)) / 8;
+        let words = (end.checked_next_multiple_of(8)? - (address & !7)) / 8;
         self.own.table(address & !7, words as usize)
     }
 }
@@ -168,5 +168,11 @@ mod tests {
         assert_eq!(bus.load(at + 64), Ok(2));
         assert_eq!(bus.read(OWN_MEMORY.end - 8, &mut data), Err(Abort), "nothing there");
         assert_eq!(bus.write(MMIO.end - 1, &data), Err(Abort), "nor there");
+        assert_eq!(
+            bus.read(u64::MAX - 21, &mut data),
+            Err(Abort),
+            "nor at the end of all addresses"
+        );
+        assert_eq!(bus.write(u64::MAX - 3, &data), Err(Abort));
     }
 }
