@@ -303,3 +303,58 @@ impl Interrupts {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use host::{FilePinError, PhysRun, StartThread};
+    use platform::{Place, Platform};
+
+    use super::*;
+
+    /// An eventfd that counts who watches it.
+    #[derive(Default)]
+    struct Eventfd(AtomicUsize);
+
+    impl KernelFile for Eventfd {
+        fn pin(&self, _: u64, _: u64, _: &mut dyn FnMut(PhysRun)) -> Result<(), FilePinError> {
+            Err(FilePinError::NotMemory)
+        }
+
+        fn on_signal(
+            &self,
+            _: &StartThread<'_>,
+            mut signalled: Box<dyn FnMut() + Send>,
+        ) -> std::io::Result<Box<dyn Send + Sync>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            signalled();
+            Ok(Box::new(()))
+        }
+    }
+
+    /// As after a fork into which a machine has moved: threads stay behind.
+    #[test]
+    fn what_unmasks_the_line_is_watched_anew_in_another_process() {
+        let spawn: Spawn = Arc::new(|_, _| Ok(()));
+        let platform = Platform::new(host_fake::FakeHost::new(1), spawn.clone()).unwrap();
+        let (_, port) = platform.add_device("d", &Place::Direct).unwrap();
+        let counts = Counts { line: true, msi: 0, msix: 0 };
+        let interrupts = Interrupts::new(platform.its(), &port, counts, &spawn).unwrap();
+        let file = Arc::new(Eventfd::default());
+        interrupts.enable_line(None);
+        interrupts.unmask_line_by(Some(file.clone())).unwrap();
+        assert!(interrupts.is_unmasked_by_eventfd());
+        let watchers = || file.0.load(Ordering::Relaxed);
+        interrupts.set_level(true);
+        assert_eq!(watchers(), 1);
+        if let Mode::Line { unmask: Some(unmask), .. } = &mut interrupts.state.lock().mode {
+            unmask.process ^= 1;
+        }
+        interrupts.set_level(true);
+        interrupts.set_level(true);
+        assert_eq!(watchers(), 2);
+        interrupts.unmask_line_by(None).unwrap();
+        assert!(!interrupts.is_unmasked_by_eventfd());
+    }
+}
