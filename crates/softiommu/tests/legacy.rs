@@ -1,10 +1,14 @@
 //! What clients from before the iommufd do: `/sys`, groups, a container.
 
+mod client;
+
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Once;
+
+use client::{call, device_of};
 
 const MACHINE: &str = r#"
 [[iommu]]
@@ -41,7 +45,6 @@ const SET_IOMMU: u64 = 0x3b66;
 const GROUP_GET_STATUS: u64 = 0x3b67;
 const GROUP_SET_CONTAINER: u64 = 0x3b68;
 const GROUP_UNSET_CONTAINER: u64 = 0x3b69;
-const GROUP_GET_DEVICE_FD: u64 = 0x3b6a;
 const DEVICE_SET_IRQS: u64 = 0x3b6e;
 const DEVICE_GET_PCI_HOT_RESET_INFO: u64 = 0x3b70;
 const DEVICE_PCI_HOT_RESET: u64 = 0x3b71;
@@ -57,14 +60,6 @@ fn install() {
     ONCE.call_once(|| {
         softiommu::install(softiommu::Machine::from_toml(MACHINE).unwrap()).unwrap();
     });
-}
-
-fn call(file: &File, command: u64, argument: u64) -> Result<i32, i32> {
-    // SAFETY: the arguments below are numbers, or point to what the command wants.
-    match unsafe { libc::ioctl(file.as_raw_fd(), command, argument) } {
-        -1 => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
-        result => Ok(result),
-    }
 }
 
 fn ioctl<const N: usize>(file: &File, command: u64, words: &mut [u32; N]) -> Result<i32, i32> {
@@ -98,13 +93,6 @@ fn sys(address: &str) -> String {
 fn group_of(address: &str) -> String {
     let link = fs::read_link(sys(address) + "/iommu_group").unwrap();
     link.file_name().unwrap().to_str().unwrap().to_owned()
-}
-
-fn device(group: &File, address: &str) -> Result<File, i32> {
-    let name = std::ffi::CString::new(address).unwrap();
-    let fd = call(group, GROUP_GET_DEVICE_FD, name.as_ptr() as u64)?;
-    // SAFETY: a new descriptor, of nobody else.
-    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// The way from an address to the device's file, as QEMU and the kernel's selftests go it.
@@ -158,11 +146,11 @@ fn a_group_and_a_container() {
     let mut status = [8, 0];
     ioctl(&group, GROUP_GET_STATUS, &mut status).unwrap();
     assert_eq!(status[1], 1, "viable");
-    assert_eq!(device(&group, ONE).err(), Some(libc::EINVAL), "without a container");
+    assert_eq!(device_of(&group, ONE).err(), Some(libc::EINVAL), "without a container");
     ioctl(&group, GROUP_SET_CONTAINER, &mut [container.as_raw_fd() as u32]).unwrap();
     ioctl(&group, GROUP_GET_STATUS, &mut status).unwrap();
     assert_eq!(status[1], 3, "and it has a container");
-    assert_eq!(device(&group, ONE).err(), Some(libc::EINVAL), "without an IOMMU");
+    assert_eq!(device_of(&group, ONE).err(), Some(libc::EINVAL), "without an IOMMU");
     // Memory may be mapped before there is a device.
     assert_eq!(ioctl(&container, UNMAP_DMA, &mut [24, 2, 0, 0, 0, 0]), Err(libc::EINVAL));
     call(&container, SET_IOMMU, TYPE1V2).unwrap();
@@ -180,8 +168,8 @@ fn a_group_and_a_container() {
     let address = memory as u64;
     let (low, high) = (address as u32, (address >> 32) as u32);
     ioctl(&container, MAP_DMA, &mut [32, 3, low, high, 0x10_0000, 0, 0x3000, 0]).unwrap();
-    let engine = device(&group, ONE).unwrap();
-    assert_eq!(device(&group, ALONE).err(), Some(libc::ENODEV), "of another group");
+    let engine = device_of(&group, ONE).unwrap();
+    assert_eq!(device_of(&group, ALONE).err(), Some(libc::ENODEV), "of another group");
     assert_eq!(ioctl(&group, GROUP_UNSET_CONTAINER, &mut [0]), Err(libc::EBUSY));
     assert_eq!(ioctl(&engine, DEVICE_BIND_IOMMUFD, &mut [16, 0, 0, 0]), Err(libc::EINVAL));
     // A copy within the memory.
@@ -207,7 +195,7 @@ fn a_group_and_a_container() {
     // SAFETY: inside the mapping.
     assert_eq!(unsafe { memory.add(0x400).read_volatile() }, 0x1234_5678_9abc_de40);
     // To the registers of another device, which are mapped by the address where the program has mapped them.
-    let peer = device(&group, TWO).unwrap();
+    let peer = device_of(&group, TWO).unwrap();
     // SAFETY: a fresh mapping.
     let registers = unsafe {
         let (protection, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
@@ -261,7 +249,7 @@ fn a_group_and_a_container() {
     ioctl(&group, GROUP_SET_CONTAINER, &mut [container.as_raw_fd() as u32]).unwrap();
     call(&container, SET_IOMMU, TYPE1V2).unwrap();
     assert_eq!(map(), Ok(0), "it was taken along");
-    let engine = device(&group, ONE).unwrap();
+    let engine = device_of(&group, ONE).unwrap();
     // The files of devices keep the group open.
     drop(group);
     assert_eq!(open(&path).unwrap_err().raw_os_error(), Some(libc::EBUSY));
@@ -282,8 +270,8 @@ fn a_group_and_the_file_of_a_device_exclude_each_other() {
     assert_eq!(bind(&cdev), Err(libc::EBUSY));
     // With an iommufd as the container.
     ioctl(&group, GROUP_SET_CONTAINER, &mut [iommu.as_raw_fd() as u32]).unwrap();
-    let first = device(&group, ALONE).unwrap();
-    let second = device(&group, ALONE).unwrap();
+    let first = device_of(&group, ALONE).unwrap();
+    let second = device_of(&group, ALONE).unwrap();
     drop(first);
     assert!(second.read_at(&mut [0; 4], 7 << 40).is_ok());
     drop((second, group));

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, Once};
 
-use client::{Client, INTX, IOVA};
+use client::{Client, INTX, IOVA, call, device_of};
 use softiommu::device::{Bus, Device, Identity};
 
 /// Each test has a device of its own: `vfioN` in this order, and after the last the virtual functions.
@@ -42,7 +42,6 @@ const I: &str = "0001:00:09.0";
 
 const SET_IOMMU: u64 = 0x3b66;
 const GROUP_SET_CONTAINER: u64 = 0x3b68;
-const GROUP_GET_DEVICE_FD: u64 = 0x3b6a;
 const DEVICE_GET_IRQ_INFO: u64 = 0x3b6d;
 const DEVICE_SET_IRQS: u64 = 0x3b6e;
 const DEVICE_RESET: u64 = 0x3b6f;
@@ -64,14 +63,6 @@ const WRONG: &[u8; 16] = b"the wrong token!";
 
 /// What the machine had to tell.
 static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-/// A device of an open group, by its name and what follows that.
-fn device(group: &File, name: &str) -> Result<File, i32> {
-    let name = std::ffi::CString::new(name).unwrap();
-    let fd = call(group, GROUP_GET_DEVICE_FD, name.as_ptr() as u64)?;
-    // SAFETY: a new descriptor, of nobody else.
-    Ok(unsafe { File::from_raw_fd(fd) })
-}
 
 /// A device of one's own, whose virtual functions are something else.
 struct Own(Option<u16>);
@@ -144,14 +135,6 @@ fn enable(address: &str, count: &str) -> Result<(), i32> {
 
 fn open(path: impl AsRef<Path>) -> Result<File, i32> {
     errno(File::options().read(true).write(true).open(path))
-}
-
-fn call(file: &File, command: u64, argument: u64) -> Result<i32, i32> {
-    // SAFETY: the arguments below are numbers, or point to what the command wants.
-    match unsafe { libc::ioctl(file.as_raw_fd(), command, argument) } {
-        -1 => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
-        result => Ok(result),
-    }
 }
 
 #[test]
@@ -419,7 +402,7 @@ fn a_virtual_function_is_for_who_knows_the_token() {
     // The same by the group's file.
     let vf = link(C, "virtfn0");
     let group = open(format!("/dev/vfio/{}", link(&vf, "iommu_group"))).unwrap();
-    let device = |options: &str| device(&group, &format!("{vf}{options}"));
+    let device = |options: &str| device_of(&group, &format!("{vf}{options}"));
     assert_eq!(device("").err(), Some(libc::EACCES), "before it is asked for a container");
     assert_eq!(device(RIGHT).err(), Some(libc::EINVAL));
     let container = open("/dev/vfio/vfio").unwrap();
@@ -487,11 +470,11 @@ fn a_group_is_of_all_and_some_are_there_from_the_start() {
     let fd = container.as_raw_fd();
     call(&group, GROUP_SET_CONTAINER, (&raw const fd) as u64).unwrap();
     call(&container, SET_IOMMU, TYPE1V2).unwrap();
-    let physical = device(&group, &format!("{E}{RIGHT}")).unwrap();
+    let physical = device_of(&group, &format!("{E}{RIGHT}")).unwrap();
     let vf = "0001:00:05.2";
-    assert_eq!(device(&group, &format!("{vf}{RIGHT}")).err(), Some(libc::ENODEV));
+    assert_eq!(device_of(&group, &format!("{vf}{RIGHT}")).err(), Some(libc::ENODEV));
     enable(E, "2").unwrap();
-    let vf = device(&group, &format!("{vf}{RIGHT}")).unwrap();
+    let vf = device_of(&group, &format!("{vf}{RIGHT}")).unwrap();
     assert_eq!(enable(E, "0"), Err(libc::EBUSY));
     drop((vf, physical));
     assert_eq!(enable(E, "0"), Ok(()));

@@ -55,6 +55,7 @@ fn all_but_faults() -> libc::sigset_t {
 }
 
 /// Blocks all signals but faults, as in the handler.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn block_all() {
     let all = all_but_faults();
     // SAFETY: only the calling thread, which is in the handler.

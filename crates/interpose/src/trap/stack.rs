@@ -33,6 +33,7 @@ pub(super) unsafe fn on_own_stack<F: FnOnce()>(context: *const ucontext_t, f: F)
 /// What the calling convention lets a function use below the stack pointer.
 const RED_ZONE: usize = 128;
 /// `SS_AUTODISARM`: the kernel itself takes the alternative stack away meanwhile.
+#[cfg(target_arch = "x86_64")]
 const AUTODISARM: libc::c_int = 1 << 31;
 
 fn contains(stack: &libc::stack_t, address: usize) -> bool {
@@ -114,6 +115,7 @@ fn stack_pointer(_context: *const ucontext_t) -> usize {
     0
 }
 
+#[cfg(target_arch = "x86_64")]
 fn set_alternative(stack: &libc::stack_t) -> bool {
     // SAFETY: the program's own alternative stack, or a part of it, or none.
     unsafe { libc::sigaltstack(stack, std::ptr::null_mut()) == 0 }

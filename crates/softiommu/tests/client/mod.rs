@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use iommufd_ioctls::{IommuFd, IommufdIoas};
 
+const GROUP_GET_DEVICE_FD: u64 = 0x3b6a;
 const DEVICE_SET_IRQS: u64 = 0x3b6e;
 const DEVICE_RESET: u64 = 0x3b6f;
 const BIND: u64 = 0x3b76;
@@ -26,12 +27,26 @@ pub(crate) const INTX: u32 = 0;
 pub(crate) const MSI: u32 = 1;
 pub(crate) const MSIX: u32 = 2;
 
-fn ioctl(fd: &impl AsRawFd, cmd: u64, words: &mut [u32]) -> Result<(), i32> {
-    // SAFETY: the calls below give structs of as many words as their first says.
-    match unsafe { libc::ioctl(fd.as_raw_fd(), cmd, words.as_mut_ptr()) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
+/// An ioctl whose argument is a number, or points to what the command wants.
+pub(crate) fn call(fd: &impl AsRawFd, cmd: u64, argument: u64) -> Result<i32, i32> {
+    // SAFETY: as promised by the tests.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), cmd, argument) } {
+        -1 => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
+        result => Ok(result),
     }
+}
+
+/// An ioctl with a struct of as many words as its first says.
+fn ioctl(fd: &impl AsRawFd, cmd: u64, words: &mut [u32]) -> Result<(), i32> {
+    call(fd, cmd, words.as_mut_ptr() as u64).map(drop)
+}
+
+/// A device of an open group, by its name and what may follow that.
+pub(crate) fn device_of(group: &File, name: &str) -> Result<File, i32> {
+    let name = std::ffi::CString::new(name).unwrap();
+    let fd = call(group, GROUP_GET_DEVICE_FD, name.as_ptr() as u64)?;
+    // SAFETY: a new descriptor, of nobody else.
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// A file in memory.
